@@ -1,0 +1,43 @@
+"""Plain values every layer speaks: protocols, frontends, backends, service ports, plans.
+
+No behaviour beyond checks of a value against itself; nothing here knows the kernel, Kubernetes' file
+formats or a socket.
+"""
+
+from nfqproxy.model.plan import (
+    Action,
+    Backend,
+    CandidateSet,
+    FrontendPlan,
+    Verdict,
+)
+from nfqproxy.model.service import (
+    ClientClass,
+    Endpoint,
+    Family,
+    FrontendKey,
+    FrontendKind,
+    NodeContext,
+    Protocol,
+    ServicePort,
+    ServicePortName,
+    TrafficPolicy,
+)
+
+__all__ = [
+    "Action",
+    "Backend",
+    "CandidateSet",
+    "ClientClass",
+    "Endpoint",
+    "Family",
+    "FrontendKey",
+    "FrontendKind",
+    "FrontendPlan",
+    "NodeContext",
+    "Protocol",
+    "ServicePort",
+    "ServicePortName",
+    "TrafficPolicy",
+    "Verdict",
+]
