@@ -78,8 +78,8 @@ class Stats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
 ToWorker = Configure | Plans | Ping | Stop
 ToSupervisor = Bound | Failed | Applied | Stats
 
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_to_supervisor = msgspec.msgpack.Decoder(ToSupervisor)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_supervisor: msgspec.msgpack.Decoder[ToSupervisor] = msgspec.msgpack.Decoder(ToSupervisor)
 _encoder = msgspec.msgpack.Encoder()
 
 

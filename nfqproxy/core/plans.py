@@ -13,6 +13,7 @@ from nfqproxy.model import (
     Backend,
     CandidateSet,
     Endpoint,
+    Family,
     FrontendKey,
     FrontendKind,
     FrontendPlan,
@@ -46,26 +47,29 @@ class Planner:
                     plans.setdefault(plan.key, plan)
         return plans
 
-    def _plans_of_kind(self, port: ServicePort, kind: FrontendKind) -> Iterable[FrontendPlan]:
+    def _addresses(self, port: ServicePort, kind: FrontendKind) -> tuple[str, ...]:
         match kind:
             case FrontendKind.CLUSTER_IP:
-                addresses, number = (port.cluster_ip,), port.port
+                return (port.cluster_ip,)
             case FrontendKind.EXTERNAL_IP:
-                addresses, number = port.external_ips, port.port
+                return port.external_ips
             case FrontendKind.LOAD_BALANCER:
-                addresses, number = port.load_balancer_ips, port.port
+                return port.load_balancer_ips
             case FrontendKind.NODE_PORT:
-                is_v6 = ":" in port.cluster_ip
-                addresses = tuple(
+                if not port.node_port:
+                    return ()
+                is_v6 = port.name.family is Family.IPV6
+                return tuple(
                     address
                     for address in self._node.node_port_addresses
                     if (":" in address) == is_v6
                 )
-                number = port.node_port
-                if not number:
-                    return
+
+    def _plans_of_kind(self, port: ServicePort, kind: FrontendKind) -> Iterable[FrontendPlan]:
+        addresses = self._addresses(port, kind)
         if not addresses:
             return
+        number = port.node_port if kind is FrontendKind.NODE_PORT else port.port
         cluster, local, has_any = candidate_sets(port, self._node.node_name, self._node.zone)
         sets = (self._candidates(cluster), self._candidates(local))
         if kind is FrontendKind.CLUSTER_IP:

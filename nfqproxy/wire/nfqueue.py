@@ -143,6 +143,24 @@ def bind(queue: int, seq: int, *, ack: bool = True) -> bytes:
     return _config(queue, seq, nlmsg.attribute(NFQA_CFG_CMD, command), ack)
 
 
+def bind_configured(
+    queue: int, seq: int, copy_range: int, *, maxlen: int, flags: int, ack: bool = True
+) -> bytes:
+    """Take the queue and set all of its parameters in one message.
+
+    The kernel creates the queue in NFQNL_COPY_NONE, in which it drops every packet, and applies the
+    attributes of one message in a row: no gap between messages in which a packet would be lost.
+    """
+    body = nlmsg.attribute(NFQA_CFG_CMD, _COMMAND.pack(NFQNL_CFG_CMD_BIND, nlmsg.AF_UNSPEC))
+    body += nlmsg.attribute(
+        NFQA_CFG_PARAMS, _PARAMS.pack(_u32(copy_range, "copy range"), NFQNL_COPY_PACKET)
+    )
+    body += nlmsg.attribute(NFQA_CFG_QUEUE_MAXLEN, _U32.pack(_u32(maxlen, "queue length")))
+    body += nlmsg.attribute(NFQA_CFG_FLAGS, _U32.pack(_u32(flags, "queue flags")))
+    body += nlmsg.attribute(NFQA_CFG_MASK, _U32.pack(_u32(flags, "queue flag mask")))
+    return _config(queue, seq, body, ack)
+
+
 def unbind(queue: int, seq: int, *, ack: bool = True) -> bytes:
     """Give the queue up; packets still waiting in it are dropped by the kernel."""
     command = _COMMAND.pack(NFQNL_CFG_CMD_UNBIND, nlmsg.AF_UNSPEC)

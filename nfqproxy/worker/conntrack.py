@@ -90,7 +90,7 @@ class ConntrackSocket:
         Returns the errno of the creation, 0 when the new entry stands.
         """
         request = ctnetlink.delete_entry(
-            existing.original, _SINGLE, id=existing.id, ack=False, zone=existing.zone
+            existing.original, _SINGLE, id=existing.id, ack=False, zone=existing.zone or None
         )
         self._send(request + entry)
         return next((code for seq, code in self._failures() if seq != _SINGLE), 0)

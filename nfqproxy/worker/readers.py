@@ -96,7 +96,7 @@ class NetlinkReader:
         kind, packet_id_raw, hook = self._FIRST.unpack_from(data)
         if kind != nfqueue.MSG_PACKET:
             return None
-        headers = []
+        headers: list[int] = []
         offset = self._PACKET_HEADER_END
         while offset + 4 <= len(data):
             length, attribute = self._ATTRIBUTE(data, offset)

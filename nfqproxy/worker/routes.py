@@ -94,7 +94,7 @@ class Routes:
                 route = rtnetlink.parse_route(message.payload)
         if route is None:
             return None
-        if len(destination) == 4:
+        if len(destination) == 4 and route.oif is not None:
             chosen = self._select_ipv4(route.oif, route.gateway or destination)
             if chosen is not None:
                 return chosen
