@@ -150,7 +150,7 @@ def unbind(queue: int, seq: int, *, ack: bool = True) -> bytes:
 
 
 def config_params(queue: int, seq: int, copy_range: int, *, ack: bool = True) -> bytes:
-    """Copy the first ``copy_range`` bytes of each packet (NFQNL_COPY_PACKET); 0: all, up to 65,531."""
+    """Copy the first ``copy_range`` bytes of each packet (NFQNL_COPY_PACKET); 0: all."""
     params = _PARAMS.pack(_u32(copy_range, "copy range"), NFQNL_COPY_PACKET)
     return _config(queue, seq, nlmsg.attribute(NFQA_CFG_PARAMS, params), ack)
 
@@ -171,7 +171,7 @@ def config_flags(queue: int, seq: int, flags: int, mask: int, *, ack: bool = Tru
 def verdict(
     queue: int, packet_id: int, verdict: int, mark: int | None = None, *, seq: int = 0
 ) -> bytes:
-    """The verdict on one packet, optionally with a new fwmark. Only failure (ENOENT) is answered."""
+    """The verdict on one packet, optionally with a new fwmark. Only ENOENT is answered."""
     body = nlmsg.attribute(NFQA_VERDICT_HDR, _verdict_header(verdict, packet_id))
     if mark is not None:
         body += nlmsg.attribute(NFQA_MARK, _U32.pack(_u32(mark, "packet mark")))
