@@ -153,7 +153,10 @@ def new_entry(
 
 
 def get_entry(original: Tuple, seq: int, *, zone: int | None = None) -> bytes:
-    """Ask for the entry of a tuple; the answer is one MSG_NEW message, or NLMSG_ERROR ENOENT."""
+    """Ask for the entry of a tuple: answered by one MSG_NEW message, or NLMSG_ERROR ENOENT.
+
+    The answer carries NLM_F_MULTI although no NLMSG_DONE follows (Linux 6.18).
+    """
     body = [_tuple(CTA_TUPLE_ORIG, original)]
     if zone is not None:
         body.append(_zone(zone))
