@@ -117,7 +117,7 @@ class Nat:
 class Entry:
     """One conntrack entry, as GET, a dump or an event tells it.
 
-    Captured on Linux 6.18: a mark comes in events only if it is not 0, labels not in DESTROY, the use
+    Captured on Linux 6.18: a mark comes in events only if not 0, labels not in DESTROY, the use
     count only from GET and dumps. Counters come in DESTROY, but not in NEW.
     """
 

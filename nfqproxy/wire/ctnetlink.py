@@ -15,6 +15,10 @@ from it::
     CTA_MARK                                                                        if mark
     CTA_LABELS                                                                      if labels
     CTA_ZONE                                                                        if zone
+
+The request holds no CTA_PROTOINFO, and no protocol needs one (seen on Linux 6.18,
+tests/kernel/test_wire_live.py): the first packet drives TCP's and SCTP's state machine from NONE.
+An SCTP entry passes CLOSED, COOKIE_WAIT, COOKIE_ECHOED, ESTABLISHED, as one the kernel made itself.
 """
 
 from nfqproxy.errors import CodecError
@@ -124,6 +128,7 @@ def new_entry(
     a packet refreshes it. ``exclusive``: EEXIST if the tuple is taken, instead of changing that
     entry. With one of ``dnat`` and ``snat`` the other direction gets a null binding, so no SNAT or
     MASQUERADE rule will see the flow.
+    Labels are dropped without an error while no rule of the namespace uses ``-m connlabel``.
     """
     flags = nlmsg.NLM_F_REQUEST | nlmsg.NLM_F_CREATE
     if exclusive:

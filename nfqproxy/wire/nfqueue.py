@@ -156,7 +156,7 @@ def _config(queue: int, seq: int, body: bytes, ack: bool) -> bytes:
 def bind(queue: int, seq: int, *, ack: bool = True) -> bytes:
     """Take the queue for this socket.
 
-    EPERM: another socket holds it, or CAP_NET_ADMIN is lacking. EBUSY: this socket holds it already.
+    EPERM: another socket holds it, or CAP_NET_ADMIN is lacking. EBUSY: this one holds it already.
     """
     command = _COMMAND.pack(NFQNL_CFG_CMD_BIND, nlmsg.AF_UNSPEC)
     return _config(queue, seq, nlmsg.attribute(NFQA_CFG_CMD, command), ack)
