@@ -5,6 +5,7 @@ the block fails its log is printed.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,13 +18,13 @@ from typing import Any, Self
 
 from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
-from nfqproxy.kernel.counters import rule_counters
 from nfqproxy.kernel.netns import Namespace, ProcessRef, stop_processes
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Manifest, text
 
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/56"
 READERS = ("netlink", "netfilterqueue")
+_QUEUE_RULE = re.compile(r"^-A NFQPROXY-QUEUE -p (\w+) .* -c (\d+) \d+ -j NFQUEUE", re.MULTILINE)
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 30.0
 
@@ -161,8 +162,13 @@ class Proxy:
         return total
 
     def queued(self) -> dict[tuple[Family, Protocol], int]:
-        """Packets that each queue rule has matched since the rules were put in."""
-        return self.namespace.call(rule_counters)
+        """Packets that each queue rule has matched since the rules were put in, by iptables' listing."""
+        found: dict[tuple[Family, Protocol], int] = {}
+        for family, tool in ((Family.IPV4, "iptables"), (Family.IPV6, "ip6tables")):
+            listing = self.namespace.run(tool, *["-t", "raw", "-S", "NFQPROXY-QUEUE", "-v"]).stdout
+            for protocol, packets in _QUEUE_RULE.findall(listing):
+                found[family, Protocol[protocol.upper()]] = int(packets)
+        return found
 
     def write(self, objects: Sequence[Manifest]) -> None:
         """Replace the manifest file at once, as a careful editor does."""

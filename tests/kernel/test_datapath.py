@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from nfqproxy.kernel.counters import rule_counters
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.model import Family, Protocol
 from tests.kernel.proxy import READERS
@@ -119,6 +120,15 @@ def test_node_port_masquerades_everybody(
         answers = [ask(source, protocol, address, NODE_PORT) for _ in range(4)]
     assert {answer.name for answer in answers} <= LOCAL_PODS
     assert {answer.client for answer in answers} == {address}
+
+
+def test_counters_agree_with_iptables(running: World) -> None:
+    ask_tcp(running.client, WEB4, 80)
+    ask_udp(running.client, WEB6, 80)
+    counted = running.node.call(rule_counters)
+    assert counted == running.proxy.queued()
+    assert counted[Family.IPV4, Protocol.TCP] > 0
+    assert counted[Family.IPV6, Protocol.UDP] > 0
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
