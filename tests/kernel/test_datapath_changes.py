@@ -1,0 +1,160 @@
+"""What changes under a running proxy: endpoints, weights, broken manifests, the node's address."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from nfqproxy.lab.topology import Topology, topology
+from nfqproxy.model import Family, Protocol
+from tests.kernel.manifests import Manifest, Port, service
+from tests.kernel.proxy import READERS, Proxy, run_cli, wait_until
+from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp
+
+VIP4, VIP6 = "10.96.0.80", "fd00:10:96::80"
+PORTS = (
+    Port(name="tcp", port=80, target=8080),
+    Port(name="udp", port=80, target=8080, protocol="UDP"),
+)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Topology]:
+    with topology() as built, Responder() as responder:
+        for pod in built.pods:
+            responder.serve(pod.namespace, pod.name, 8080)
+        yield built
+
+
+def web(built: Topology, *weights: int) -> list[Manifest]:
+    """The Service with the first pods as endpoints, one for each weight."""
+    chosen = built.pods[: len(weights)]
+    addresses = [(pod.address4, pod.address6) for pod in chosen]
+    return service(
+        "web",
+        vips=[VIP4, VIP6],
+        ports=PORTS,
+        endpoints=[address for pair in addresses for address in pair],
+        weights={a: w for pair, w in zip(addresses, weights, strict=True) for a in pair},
+    )
+
+
+def who_answers(built: Topology, vip: str, count: int = 40) -> Counter[str]:
+    namespace = built.client.namespace
+    names = Counter(ask_tcp(namespace, vip, 80).name for _ in range(count))
+    names.update(ask_udp(namespace, vip, 80).name for _ in range(count))
+    return names
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_changed_endpoints_and_weights_are_followed(cluster: Topology, reader: str) -> None:
+    one, two, three = (pod.name for pod in cluster.pods)
+    node, client = cluster.node.namespace, cluster.client.namespace
+    with Proxy(node, web(cluster, 1, 0), "--seed", "7", reader=reader) as proxy:
+        held = [Connection(client, vip, 80) for vip in (VIP4, VIP6)]
+        try:
+            assert {connection.answer.name for connection in held} == {one}
+            assert set(who_answers(cluster, VIP4)) == {one}
+            # Weights turned round, a third endpoint.
+            proxy.follow(web(cluster, 0, 1, 1))
+            for vip in (VIP4, VIP6):
+                assert set(who_answers(cluster, vip)) == {two, three}
+            # The first endpoint leaves altogether: its connections go on, new ones do not reach it.
+            proxy.follow(web(cluster, 1, 1, 1)[:1] + _without(web(cluster, 1, 1, 1)[1:], 0))
+            for vip in (VIP4, VIP6):
+                assert set(who_answers(cluster, vip)) == {two, three}
+            for connection in held:
+                assert connection.echo("still here") == "still here"
+            # A Service that goes is not served any more, one that comes is.
+            proxy.follow(
+                service(
+                    "other", vips=["10.96.0.90"], ports=PORTS, endpoints=[cluster.pods[2].address4]
+                )
+            )
+            assert ask_tcp(client, "10.96.0.90", 80).name == three
+            with pytest.raises(TimeoutError):
+                ask_tcp(client, VIP4, 80, timeout_s=0.2)
+            for connection in held:
+                assert connection.echo("and on") == "and on"
+        finally:
+            for connection in held:
+                connection.socket.close()
+        proxy.stop()
+
+
+def _without(slices: list[Manifest], index: int) -> list[Manifest]:
+    for item in slices:
+        del item["endpoints"][index]
+    return slices
+
+
+def test_a_broken_manifest_leaves_the_last_good_state(cluster: Topology) -> None:
+    one, two, _ = (pod.name for pod in cluster.pods)
+    node = cluster.node.namespace
+    with Proxy(node, web(cluster, 1, 0)) as proxy:
+        assert proxy.status()["source_error"] is None
+        bad = web(cluster, 0, 1)
+        bad[0]["spec"]["ports"][0]["port"] = 70000
+        broken = {
+            "line 1": "{",
+            "spec.ports[0].port": json.dumps({"apiVersion": "v1", "kind": "List", "items": bad}),
+        }
+        for field, content in broken.items():
+            proxy.write_text(content)
+            wait_until(
+                lambda field=field: field in (proxy.status()["source_error"] or ""),
+                f"status names {field}",
+            )
+            assert str(proxy.manifest) in proxy.status()["source_error"]
+            assert proxy.status()["revision"] == 1
+            assert set(who_answers(cluster, VIP4, 10)) == {one}
+        shown = run_cli(node, "status")
+        assert shown.returncode == 0
+        assert "the last good manifests serve" in shown.stdout
+        assert "spec.ports[0].port" in shown.stdout
+        assert proxy.log.count("spec.ports[0].port") == 1
+        # The fault is mended by other contents, ...
+        proxy.follow(web(cluster, 0, 1))
+        assert proxy.status()["source_error"] is None
+        assert set(who_answers(cluster, VIP4, 10)) == {two}
+        # ... and by the same contents as before.
+        proxy.write_text("{")
+        wait_until(lambda: proxy.status()["source_error"], "status names the fault")
+        proxy.write(web(cluster, 0, 1))
+        wait_until(lambda: proxy.status()["source_error"] is None, "the fault is forgotten")
+        assert set(who_answers(cluster, VIP4, 10)) == {two}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_masquerade_follows_the_nodes_address(cluster: Topology, reader: str) -> None:
+    node, client = cluster.node.namespace, cluster.client.namespace
+    fresh4, fresh6 = "192.0.2.7", "2001:db8:2::7"
+    with Proxy(node, web(cluster, 1, 1, 1), reader=reader) as proxy:
+        for vip, address in ((VIP4, "192.0.2.1"), (VIP6, "2001:db8:2::1")):
+            assert ask_tcp(client, vip, 80).client == address
+            assert ask_tcp(node, vip, 80).client == address
+        node.ip(
+            "addr del 192.0.2.1/24 dev eth0",
+            "addr del 2001:db8:2::1/64 dev eth0",
+            f"addr add {fresh4}/24 dev eth0",
+            f"addr add {fresh6}/64 dev eth0 nodad",
+            "route replace default via 192.0.2.254",
+            "route replace ::/0 via 2001:db8:2::254",
+        )
+        client.ip(f"route replace default via {fresh4}", f"route replace ::/0 via {fresh6}")
+        # A round trip through the worker's event loop: it has met the kernel's events then.
+        proxy.status()
+        before = proxy.queued()
+        for vip, address in ((VIP4, fresh4), (VIP6, fresh6)):
+            for _ in range(5):
+                assert ask_tcp(client, vip, 80).client == address
+                assert ask_udp(client, vip, 80).client == address
+                assert ask_tcp(node, vip, 80).client == address
+        after = proxy.queued()
+        assert [
+            after[family, protocol] - before[family, protocol]
+            for family in Family
+            for protocol in (Protocol.TCP, Protocol.UDP)
+        ] == [10, 5, 10, 5]
+        assert proxy.counters() == {}
