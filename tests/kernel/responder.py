@@ -25,6 +25,7 @@ class Responder:
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._names: dict[socket.socket, str] = {}
         self._thread = threading.Thread(target=self._run, name="responder")
+        self._servers: list[socket.socket] = []
         self._lock = threading.Lock()
         self._is_stopping = False
 
@@ -43,6 +44,8 @@ class Responder:
         self._thread.join()
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
+        for server in self._servers:
+            server.close()
         self._selector.close()
         self._waker.close()
 
@@ -52,6 +55,8 @@ class Responder:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                 server = namespace.socket(family, kind)
+                # From here on __exit__ closes it, also when the address is refused below.
+                self._servers.append(server)
                 if family == socket.AF_INET6:
                     server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,7 +20,7 @@ from nfqproxy.lab.servers import server_directory, start_dns, start_web
 from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import READERS, Proxy
+from tests.kernel.proxy import READERS, Proxy, syn_retransmits
 
 WEB = {"4": "10.96.0.80", "6": "fd00:10:96::80"}
 DNS = {"4": "10.96.0.53", "6": "fd00:10:96::53"}
@@ -43,10 +43,13 @@ class Cluster:
         protocol = Protocol.TCP if isinstance(job, TcpJob) else Protocol.UDP
         family = Family.IPV6 if ":" in job.targets[0].address else Family.IPV4
         queued, packets = self.proxy.queued()[family, protocol], self.proxy.packets()
+        retransmits = syn_retransmits(self.client)
         part = run_load(self.client, job).targets[0]
         assert (part.failed, part.errors, part.retries) == (0, {}, 0)
         assert part.ok == part.attempts
-        flows = part.attempts if protocol is Protocol.TCP else part.flows
+        flows = part.flows
+        if protocol is Protocol.TCP:
+            flows = part.attempts + syn_retransmits(self.client) - retransmits
         assert self.proxy.queued()[family, protocol] - queued == flows
         assert self.proxy.packets() - packets == flows
         return part

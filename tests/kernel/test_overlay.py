@@ -1,0 +1,197 @@
+"""Beside a real kube-proxy: its rules as it wrote them, nfqproxy on top, and nfqproxy gone."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from nfqproxy.kernel.netns import Namespace
+from nfqproxy.lab.jobs import Target, TcpJob
+from nfqproxy.lab.load_process import LoadProcess, run_load
+from nfqproxy.lab.servers import server_directory, start_web
+from nfqproxy.lab.topology import Topology, topology
+from nfqproxy.model import Family, Protocol
+from tests.kernel.manifests import Manifest, Port, service
+from tests.kernel.proxy import READERS, Proxy, run_cli, syn_retransmits, wait_until
+from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp
+from tests.kernel.snapshot import restore_kube_proxy, shared, snapshot
+
+WEB = "10.96.0.10"
+"""default/web of the dump -> 10.244.1.10, 10.244.1.11, 10.244.2.10, port 8080."""
+SHOP = "10.96.0.20"
+"""default/shop -> 10.244.1.20, 10.244.2.20, port 8080; node port 30080."""
+DNS = "10.96.0.53"
+"""kube-system/kube-dns, UDP 53 -> 10.244.1.53, 10.244.2.53."""
+DUAL6 = "fd00:10:96::70"
+"""default/dual -> fd00:10:244:1::70, port 8080."""
+
+
+@pytest.fixture
+def network() -> Iterator[Topology]:
+    """Nodes n1 and n2; the first pod of each bears the addresses that the dump's rules translate to."""
+    with topology(pods=(2, 1)) as built:
+        for pod, node, number in (
+            (built.pods[0], built.nodes[0], 1),
+            (built.pods[2], built.nodes[1], 2),
+        ):
+            extra = [f"10.244.{number}.{last}" for last in (10, 11, 20, 53)]
+            extra = [address for address in extra if address != pod.address4]
+            pod.namespace.ip(*(f"addr add {address}/32 dev eth0" for address in extra))
+            node.namespace.ip(
+                *(f"route add {address}/32 dev {pod.host_device} scope link" for address in extra)
+            )
+        pod, node = built.pods[0], built.node
+        pod.namespace.ip("addr add fd00:10:244:1::70/128 dev eth0 nodad")
+        node.namespace.ip(f"route add fd00:10:244:1::70/128 dev {pod.host_device}")
+        restore_kube_proxy(built.node.namespace)
+        yield built
+
+
+@pytest.fixture
+def cluster(network: Topology) -> Iterator[Topology]:
+    with Responder() as responder:
+        for pod in network.pods:
+            responder.serve(pod.namespace, pod.name, 8080)
+        for pod, address in ((network.pods[0], "10.244.1.53"), (network.pods[2], "10.244.2.53")):
+            responder.serve(pod.namespace, pod.name, 53, address)
+        yield network
+
+
+def kube_services(node: Namespace) -> int:
+    """Packets that kube-proxy's nat rules for Services have matched, both families."""
+    total = 0
+    for tool in ("iptables", "ip6tables"):
+        listing = node.run(tool, *["-t", "nat", "-S", "KUBE-SERVICES", "-v"]).stdout
+        listing += node.run(tool, *["-t", "nat", "-S", "KUBE-NODEPORTS", "-v"]).stdout
+        rules = re.findall(r" -c (\d+) \d+ -j KUBE-(?:SVC|SVL|EXT|FW)-", listing)
+        total += sum(map(int, rules))
+    return total
+
+
+def manifest() -> list[Manifest]:
+    """The Services of the dump, by the manifests they came from."""
+    import yaml
+
+    items: list[Manifest] = yaml.safe_load(shared("services.yaml"))["items"]
+    return items
+
+
+def ask_all(built: Topology, namespace: Namespace, count: int = 10) -> int:
+    """Connections and datagrams to four Services and a node port; returns how many."""
+    for _ in range(count):
+        ask_tcp(namespace, WEB, 80)
+        ask_tcp(namespace, SHOP, 80)
+        ask_tcp(namespace, DUAL6, 80)
+        ask_udp(namespace, DNS, 53)
+        ask_tcp(namespace, built.node.address4, 30080)
+    return 5 * count
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_steer_all_decides_everything_and_kube_proxy_takes_over(
+    cluster: Topology, reader: str
+) -> None:
+    node, client = cluster.node.namespace, cluster.client.namespace
+    before = snapshot(node)
+    kube = kube_services(node)
+    count = ask_all(cluster, client)
+    assert kube_services(node) == kube + count, "kube-proxy's rules serve by themselves"
+    with Proxy(node, manifest(), "--steer-all", mode="overlay", reader=reader) as proxy:
+        kube = kube_services(node)
+        sources = (client, node, cluster.pods[1].namespace)
+        count = sum(ask_all(cluster, namespace) for namespace in sources)
+        assert proxy.packets() == count
+        assert sum(proxy.queued().values()) == count
+        assert proxy.counters() == {}
+        assert kube_services(node) == kube
+        with Connection(client, WEB, 80) as held:
+            proxy.stop()
+            count = ask_all(cluster, client)
+            assert kube_services(node) == kube + count
+            assert held.echo("established") == "established"
+            proxy.cleanup()
+            assert snapshot(node) == before
+            assert held.echo("still") == "still"
+        ask_all(cluster, node)
+
+
+def test_without_steer_all_only_labelled_services_are_steered(cluster: Topology) -> None:
+    node, client = cluster.node.namespace, cluster.client.namespace
+    items = manifest()
+    for item in items:
+        if item["kind"] == "Service" and item["metadata"]["name"] == "shop":
+            item["metadata"]["labels"] = {"nfqproxy.io/steer": "true"}
+    with Proxy(node, items, mode="overlay") as proxy:
+        assert proxy.status()["services"] == 1
+        kube = kube_services(node)
+        for _ in range(10):
+            ask_tcp(client, SHOP, 80)
+            ask_tcp(client, cluster.node.address4, 30080)
+        assert (proxy.packets(), kube_services(node)) == (20, kube)
+        for _ in range(10):
+            ask_tcp(client, WEB, 80)
+            ask_udp(client, DNS, 53)
+        assert (proxy.packets(), kube_services(node)) == (20, kube + 20)
+        # The label goes, and kube-proxy has it again; another comes by annotation.
+        for item in items:
+            if item["kind"] == "Service" and item["metadata"]["name"] in ("shop", "web"):
+                item["metadata"]["labels"] = {}
+                if item["metadata"]["name"] == "web":
+                    item["metadata"]["annotations"] = {"nfqproxy.io/steer": "true"}
+        proxy.follow(items)
+        for _ in range(10):
+            ask_tcp(client, SHOP, 80)
+            ask_tcp(client, WEB, 80)
+        assert (proxy.packets(), kube_services(node)) == (30, kube + 30)
+        proxy.stop()
+
+
+def test_weights_apply_to_services_of_kube_proxy(cluster: Topology) -> None:
+    """What an overlay is for: kube-proxy knows no weights."""
+    node, client = cluster.node.namespace, cluster.client.namespace
+    weighted = service(
+        "web",
+        vips=[WEB],
+        ports=[Port(name="http", port=80, target=8080)],
+        endpoints=["10.244.1.10", "10.244.2.10"],
+        weights={"10.244.1.10": 0, "10.244.2.10": 1},
+    )
+    with Proxy(node, weighted, "--steer-all", mode="overlay") as proxy:
+        assert {ask_tcp(client, WEB, 80).name for _ in range(20)} == {cluster.pods[2].name}
+        proxy.stop()
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_killed_worker_costs_no_connection(network: Topology, reader: str) -> None:
+    """SIGKILL under load: kube-proxy's rules serve until the next worker is there."""
+    node, client = network.node.namespace, network.client.namespace
+    with (
+        server_directory() as directory,
+        Proxy(node, manifest(), "--steer-all", mode="overlay", reader=reader) as proxy,
+    ):
+        for pod in network.pods:
+            start_web(pod, directory)
+        target = Target("web", WEB, 80)
+        kube, retransmits = kube_services(node), syn_retransmits(client)
+        assert run_load(client, TcpJob(targets=(target,), connections=500)).targets[0].ok == 500
+        assert kube_services(node) == kube
+        job = TcpJob(targets=(target,), connections=4000, rate=1500.0, concurrency=256)
+        load = LoadProcess(client, job)
+        for round_number in range(1, 4):
+            decided = proxy.packets()
+            wait_until(lambda decided=decided: proxy.packets() >= decided + 200, "load is decided")
+            victim = proxy.kill_worker()
+            wait_until(
+                lambda n=round_number: (
+                    (worker := proxy.status()["workers"][0])["restarts"] >= n and worker["ready"]
+                ),
+                "another worker is ready",
+            )
+            assert proxy.worker_pids() != [victim]
+        part = load.wait().targets[0]
+        assert (part.ok, part.failed, part.errors) == (4000, 0, {})
+        queued = proxy.queued()[Family.IPV4, Protocol.TCP]
+        assert queued == 4500 + syn_retransmits(client) - retransmits
+        shown = run_cli(node, "status")
+        assert "3 restarts, the last because" in shown.stdout
+        proxy.stop()
