@@ -1,0 +1,143 @@
+"""The channel between the supervisor and a worker: a Unix stream socket pair with framed msgpack.
+
+A frame is a 4 byte big-endian length and that many bytes of msgpack. Both ends are the same program
+and the same user; the types below are the protocol, there is no version to negotiate.
+"""
+
+import asyncio
+import socket
+
+import msgspec
+
+from nfqproxy.model import FrontendKey, FrontendPlan
+
+_LENGTH_BYTES = 4
+
+
+class Configure(msgspec.Struct, tag="configure", frozen=True, kw_only=True):
+    """First message to a worker: what it is."""
+
+    queue: int
+    """NFQUEUE number."""
+    reader: str
+    """netlink or netfilterqueue."""
+    queue_length: int
+    """Packets that may wait in the kernel's queue; further ones pass to what stands behind it."""
+    seed: int | None
+    """Seed of the worker's random numbers, None: from the system."""
+    cluster_cidrs: tuple[str, ...]
+
+
+class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
+    """A new snapshot, whole or as the difference to the one before."""
+
+    revision: int
+    is_whole: bool
+    upserts: tuple[FrontendPlan, ...] = ()
+    removes: tuple[FrontendKey, ...] = ()
+
+
+class Ping(msgspec.Struct, tag="ping", frozen=True):
+    """Asks for Stats; an unanswered one means that the worker hangs."""
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """Stop serving without losing a packet, then exit."""
+
+
+class Bound(msgspec.Struct, tag="bound", frozen=True):
+    """The worker has bound its queue; the queue socket itself comes along as ancillary data."""
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    """The worker cannot start; the text says why and what to do."""
+
+    reason: str
+
+
+class Applied(msgspec.Struct, tag="applied", frozen=True):
+    """The worker decides by this revision now; the first one opens its queue."""
+
+    revision: int
+
+
+class Stats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
+    """Counters of a worker since its start."""
+
+    packets: int
+    """Packets read from the queue."""
+    batches: int
+    installed: int
+    """Entries created."""
+    counters: dict[str, int]
+    """Everything out of the ordinary by name, zero ones left out."""
+    cpu_s: float
+    """CPU time of the process."""
+
+
+ToWorker = Configure | Plans | Ping | Stop
+ToSupervisor = Bound | Failed | Applied | Stats
+
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_supervisor: msgspec.msgpack.Decoder[ToSupervisor] = msgspec.msgpack.Decoder(ToSupervisor)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: ToWorker | ToSupervisor) -> bytes:
+    """One frame."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(_LENGTH_BYTES) + body
+
+
+def decode_to_worker(body: bytes) -> ToWorker:
+    """The message of a frame's body."""
+    return _to_worker.decode(body)
+
+
+async def read_to_worker(reader: asyncio.StreamReader) -> ToWorker:
+    """The next message of the supervisor; IncompleteReadError when it has gone."""
+    return _to_worker.decode(await _body(reader))
+
+
+async def read_to_supervisor(reader: asyncio.StreamReader) -> ToSupervisor:
+    """The next message of a worker; IncompleteReadError when it has gone."""
+    return _to_supervisor.decode(await _body(reader))
+
+
+async def _body(reader: asyncio.StreamReader) -> bytes:
+    length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES))
+    return await reader.readexactly(length)
+
+
+def send_bound(channel: socket.socket, queue_fd: int) -> None:
+    """Send Bound with the queue's socket, so that the supervisor can drain the queue of a dead worker.
+
+    Must be the first thing a worker sends, before the channel is given to the event loop.
+    """
+    socket.send_fds(channel, [encode(Bound())], [queue_fd])
+
+
+def receive_bound(channel: socket.socket) -> tuple[Bound | Failed, int | None]:
+    """The first message of a worker and the queue socket it may carry.
+
+    Blocks until one whole frame is there; ConnectionError when the worker has gone before.
+    """
+    data, fds, _flags, _address = socket.recv_fds(channel, _LENGTH_BYTES, 1)
+    while len(data) < _LENGTH_BYTES or len(data) < _LENGTH_BYTES + int.from_bytes(
+        data[:_LENGTH_BYTES]
+    ):
+        wanted = (
+            _LENGTH_BYTES - len(data)
+            if len(data) < _LENGTH_BYTES
+            else _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES]) - len(data)
+        )
+        more = channel.recv(wanted)
+        if not more:
+            raise ConnectionError("the worker ended before it had bound its queue")
+        data += more
+    message = _to_supervisor.decode(data[_LENGTH_BYTES:])
+    if not isinstance(message, Bound | Failed):
+        raise ConnectionError(f"the worker began with {type(message).__name__}")
+    return message, fds[0] if fds else None
+
+

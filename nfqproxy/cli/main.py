@@ -1,0 +1,73 @@
+"""``nfqproxy``: the command group, its error handling and its exit codes.
+
+Exit codes: 0 ok, 1 failed, 2 wrong usage or bad input, 3 the host lacks something, 130 interrupted.
+"""
+
+import importlib
+import logging
+import sys
+
+import click
+
+from nfqproxy import __version__
+from nfqproxy.errors import NfqproxyError
+
+_INTERRUPTED = 130
+
+# Verb -> (module, attribute, one line of help). Modules are imported when their verb is used, so that
+# ``status`` does not pay for the lab.
+_COMMANDS = {
+    "run": ("nfqproxy.cli.run", "run", "Run the proxy."),
+    "lab": ("nfqproxy.cli.lab", "lab", "Try it in network namespaces, with real traffic."),
+    "rules": ("nfqproxy.cli.rules", "rules", "Print or apply the bootstrap rules."),
+    "cleanup": ("nfqproxy.cli.rules", "cleanup", "Remove all that nfqproxy made on this node."),
+    "doctor": ("nfqproxy.cli.doctor", "doctor", "Probe what the host can do and say what to mend."),
+    "status": ("nfqproxy.cli.status", "status", "Show the running proxy."),
+}
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _help = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.command(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nfqproxy")
+def cli() -> None:
+    """A Kubernetes node proxy: the choice of a backend is Python, the data path is the kernel.
+
+    Example: nfqproxy lab
+    """
+
+
+def main() -> None:
+    """Entry point of the console script and of ``python -m nfqproxy``."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="nfqproxy: %(message)s")
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(_INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except NfqproxyError as error:
+        click.echo(f"nfqproxy: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)

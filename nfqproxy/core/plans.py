@@ -1,0 +1,164 @@
+"""From service ports to frontend plans (SEMANTICS 2.5 to 2.9).
+
+One plan per virtual address, protocol and port. A plan says for each class of client which candidate
+set it draws from and whether its source is masqueraded, or that it is dropped or refused.
+"""
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+
+from nfqproxy.control.topology import candidate_sets
+from nfqproxy.model import (
+    Action,
+    Backend,
+    CandidateSet,
+    Endpoint,
+    Family,
+    FrontendKey,
+    FrontendKind,
+    FrontendPlan,
+    NodeContext,
+    ServicePort,
+    TrafficPolicy,
+    Verdict,
+)
+
+_REJECT = Action(verdict=Verdict.REJECT)
+_DROP = Action(verdict=Verdict.DROP)
+_CLUSTER_SET, _LOCAL_SET = 0, 1
+
+
+class Planner:
+    """Computes plans for one node; remembers which backend addresses lie in a pod CIDR."""
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+        self._networks = tuple(ip_network(cidr) for cidr in node.cluster_cidrs)
+        self._in_pod_network: dict[str, bool] = {}
+
+    def plans(self, ports: Iterable[ServicePort]) -> dict[FrontendKey, FrontendPlan]:
+        """All plans of ``ports``. Two Services that claim one key: the first by name wins."""
+        plans: dict[FrontendKey, FrontendPlan] = {}
+        ordered = sorted(ports, key=lambda port: port.name)
+        # Frontend kinds in the match order of SEMANTICS 2.5: an earlier kind wins over a later one.
+        for kind in FrontendKind:
+            for port in ordered:
+                for plan in self._plans_of_kind(port, kind):
+                    plans.setdefault(plan.key, plan)
+        return plans
+
+    def _addresses(self, port: ServicePort, kind: FrontendKind) -> tuple[str, ...]:
+        match kind:
+            case FrontendKind.CLUSTER_IP:
+                return (port.cluster_ip,)
+            case FrontendKind.EXTERNAL_IP:
+                return port.external_ips
+            case FrontendKind.LOAD_BALANCER:
+                return port.load_balancer_ips
+            case FrontendKind.NODE_PORT:
+                if not port.node_port:
+                    return ()
+                is_v6 = port.name.family is Family.IPV6
+                return tuple(
+                    address
+                    for address in self._node.node_port_addresses
+                    if (":" in address) == is_v6
+                )
+
+    def _plans_of_kind(self, port: ServicePort, kind: FrontendKind) -> Iterable[FrontendPlan]:
+        addresses = self._addresses(port, kind)
+        if not addresses:
+            return
+        number = port.node_port if kind is FrontendKind.NODE_PORT else port.port
+        cluster, local, has_any = candidate_sets(port, self._node.node_name, self._node.zone)
+        sets = (self._candidates(cluster), self._candidates(local))
+        if kind is FrontendKind.CLUSTER_IP:
+            policy = port.internal_policy
+            actions = self._internal_actions(port, has_any=has_any, has_local=bool(local))
+        else:
+            policy = port.external_policy
+            actions = self._external_actions(port, has_any=has_any, has_local=bool(local))
+        for address in addresses:
+            yield FrontendPlan(
+                key=FrontendKey(port.name.protocol, address, number),
+                kind=kind,
+                namespace=port.name.namespace,
+                service=port.name.service,
+                port_name=port.name.port_name,
+                policy=policy,
+                balancer=port.balancer,
+                candidate_sets=sets,
+                actions=actions,
+            )
+
+    def _internal_actions(
+        self, port: ServicePort, *, has_any: bool, has_local: bool
+    ) -> tuple[Action, Action, Action]:
+        """SEMANTICS 2.6."""
+        if not has_any:
+            return _REJECT, _REJECT, _REJECT
+        chosen = _CLUSTER_SET
+        if port.internal_policy is TrafficPolicy.LOCAL:
+            if not has_local:
+                return _DROP, _DROP, _DROP
+            chosen = _LOCAL_SET
+        always = self._node.masquerade_all
+        outside = always or bool(self._node.cluster_cidrs)
+        return (
+            Action(verdict=Verdict.BACKEND, candidates=chosen, masquerade=always),
+            Action(verdict=Verdict.BACKEND, candidates=chosen, masquerade=outside),
+            Action(verdict=Verdict.BACKEND, candidates=chosen, masquerade=outside),
+        )
+
+    def _external_actions(
+        self, port: ServicePort, *, has_any: bool, has_local: bool
+    ) -> tuple[Action, Action, Action]:
+        """SEMANTICS 2.7."""
+        if not has_any:
+            return _REJECT, _REJECT, _REJECT
+        always = self._node.masquerade_all
+        if port.external_policy is TrafficPolicy.CLUSTER:
+            action = Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=True)
+            return action, action, action
+        return (
+            Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=always),
+            Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=True),
+            Action(verdict=Verdict.BACKEND, candidates=_LOCAL_SET, masquerade=always)
+            if has_local
+            else _DROP,
+        )
+
+    def _candidates(self, endpoints: Iterable[Endpoint]) -> CandidateSet:
+        return CandidateSet(
+            backends=tuple(
+                Backend(
+                    address=endpoint.address,
+                    port=endpoint.port,
+                    weight=endpoint.weight,
+                    node=endpoint.node,
+                    in_pod_network=self._is_in_pod_network(endpoint.address),
+                )
+                for endpoint in endpoints
+            )
+        )
+
+    def _is_in_pod_network(self, address: str) -> bool:
+        known = self._in_pod_network.get(address)
+        if known is None:
+            # Without pod CIDRs nothing tells a pod from another address: treat all alike.
+            packed = ip_address(address)
+            known = not self._networks or any(
+                packed.version == network.version and packed in network
+                for network in self._networks
+            )
+            self._in_pod_network[address] = known
+        return known
+
+
+def is_served(plan: FrontendPlan) -> bool:
+    """True when some class of client gets a backend: such frontends are queue and fallback members."""
+    return any(
+        action.verdict is Verdict.BACKEND
+        and any(backend.weight > 0 for backend in plan.candidate_sets[action.candidates].backends)
+        for action in plan.actions
+    )

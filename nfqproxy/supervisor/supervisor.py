@@ -1,0 +1,145 @@
+"""Makes workers and kernel follow the service table, in an order that never turns a live Service away.
+
+A new frontend becomes known to the workers and the fallback before its address enters the set that
+sends packets to the queue; a removed one leaves that set first. Changes that alter no plan do nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from nfqproxy.api import channel
+from nfqproxy.model import FrontendKey, FrontendPlan
+from nfqproxy.supervisor.worker_process import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+_APPLY_TIMEOUT_S = 10.0
+
+
+class KernelState(Protocol):
+    """What the supervisor needs of the kernel's sets and fallback maps; calls may block."""
+
+    def sync(self, plans: Mapping[FrontendKey, FrontendPlan]) -> object:
+        """Make sets and maps follow ``plans`` by difference."""
+        ...
+
+
+class Supervisor:
+    """Holds the newest plans and hands them on. One ``publish`` at a time."""
+
+    def __init__(self, kernel: KernelState) -> None:
+        self._kernel = kernel
+        self._plans: dict[FrontendKey, FrontendPlan] = {}
+        self._lock = asyncio.Lock()
+        self._keepers: list[asyncio.Task[None]] = []
+        self.workers: list[WorkerProcess] = []
+        self.revision = 0
+
+    @property
+    def plans(self) -> Mapping[FrontendKey, FrontendPlan]:
+        """The present plans."""
+        return self._plans
+
+    def snapshot(self) -> channel.Plans:
+        """The present plans as a whole, for a worker that starts."""
+        return channel.Plans(
+            revision=self.revision, is_whole=True, upserts=tuple(self._plans.values())
+        )
+
+    async def publish(self, plans: dict[FrontendKey, FrontendPlan]) -> bool:
+        """Make workers and kernel follow ``plans``; False when nothing differs."""
+        async with self._lock:
+            old = self._plans
+            upserts = tuple(plan for key, plan in plans.items() if old.get(key) != plan)
+            removes = tuple(key for key in old if key not in plans)
+            if self.revision and not upserts and not removes:
+                return False
+            # Workers first for what is new; they keep what goes until the sets let it go.
+            self._plans = {**old, **plans}
+            if upserts:
+                await self._tell_workers(upserts=upserts)
+            await asyncio.to_thread(self._kernel.sync, plans)
+            self._plans = plans
+            if removes or not self.revision:
+                await self._tell_workers(removes=removes)
+            return True
+
+    async def _tell_workers(
+        self,
+        *,
+        upserts: Sequence[FrontendPlan] = (),
+        removes: Sequence[FrontendKey] = (),
+    ) -> None:
+        self.revision += 1
+        message = channel.Plans(
+            revision=self.revision,
+            is_whole=False,
+            upserts=tuple(upserts),
+            removes=tuple(removes),
+        )
+        # A worker that is just starting has been sent the snapshot before this one; it is not waited for.
+        ready = [worker for worker in self.workers if worker.is_ready]
+        for worker in self.workers:
+            worker.send(message)
+        for worker in ready:
+            if worker.is_ready and not await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S):
+                log.warning("worker %s is slow to take revision %d", worker.pid, self.revision)
+
+    async def start_workers(self, configures: Sequence[channel.Configure]) -> None:
+        """Start one worker per Configure and wait until all of them decide packets."""
+        for configure in configures:
+            worker = WorkerProcess(configure, self.snapshot)
+            self.workers.append(worker)
+            await worker.start()
+        for worker in self.workers:
+            if not await worker.wait_applied(1, _APPLY_TIMEOUT_S):
+                log.warning("worker %s is slow to start", worker.pid)
+            self._keepers.append(
+                asyncio.create_task(
+                    worker.keep_alive(), name=f"worker-{worker.queue_number}-keeper"
+                )
+            )
+
+    async def stop_workers(self) -> None:
+        """Stop all workers; each leaves its queue without losing a packet."""
+        for worker in self.workers:
+            await worker.stop()
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    def status(self, queue_statistics: Callable[[], Mapping[int, Any]]) -> dict[str, Any]:
+        """State for the admin socket."""
+        queues = queue_statistics()
+        return {
+            "revision": self.revision,
+            "frontends": len(self._plans),
+            "services": len({(plan.namespace, plan.service) for plan in self._plans.values()}),
+            "workers": [_worker_status(worker, queues) for worker in self.workers],
+        }
+
+
+def _worker_status(worker: WorkerProcess, queues: Mapping[int, Any]) -> dict[str, Any]:
+    stats = worker.stats
+    status: dict[str, Any] = {
+        "pid": worker.pid,
+        "queue": worker.queue_number,
+        "reader": worker.reader,
+        "ready": worker.is_ready,
+        "revision": worker.applied_revision,
+        "restarts": worker.restarts,
+        "last_error": worker.last_error,
+        "packets": stats.packets if stats else 0,
+        "batches": stats.batches if stats else 0,
+        "installed": stats.installed if stats else 0,
+        "cpu_s": stats.cpu_s if stats else 0.0,
+        "counters": dict(stats.counters) if stats else {},
+    }
+    queue = queues.get(worker.queue_number)
+    if queue is not None:
+        status["waiting"] = queue.waiting
+        status["queue_dropped"] = queue.queue_dropped
+        status["user_dropped"] = queue.user_dropped
+    return status

@@ -1,0 +1,232 @@
+"""One worker seen from the supervisor: start, feed, watch, restart, stop.
+
+A worker that dies is replaced after a short pause that grows while it keeps dying. In between its queue
+is released without losing a packet (kernel.queue_socket) and the kernel's fallback serves.
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from nfqproxy.api import channel
+from nfqproxy.errors import HostError, NfqproxyError
+from nfqproxy.kernel.queue_socket import QueueSocket
+
+log = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 5.0
+_PING_INTERVAL_S = 1.0
+_HANG_TIMEOUT_S = 15.0
+_RESTART_PAUSE_S = (0.05, 10.0)
+_STEADY_S = 30.0
+"""A worker that lived this long starts over with the shortest pause."""
+
+
+class WorkerProcess:
+    """A worker slot: one queue, and the process that serves it at the moment, if any.
+
+    ``snapshot`` gives the whole present plans for a worker that starts.
+    """
+
+    def __init__(self, configure: channel.Configure, snapshot: Callable[[], channel.Plans]) -> None:
+        self._configure = configure
+        self._snapshot = snapshot
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._queue: QueueSocket | None = None
+        self._conversation: asyncio.Task[None] | None = None
+        self._is_stopping = False
+        self._applied = asyncio.Condition()
+        self.applied_revision = 0
+        """Newest revision the present process decides by, 0: none yet."""
+        self.restarts = 0
+        self.last_error = ""
+        self.stats_arrived = asyncio.Event()
+        self.stats: channel.Stats | None = None
+        self._last_heard = 0.0
+
+    @property
+    def queue_number(self) -> int:
+        """The NFQUEUE this slot serves."""
+        return self._configure.queue
+
+    @property
+    def reader(self) -> str:
+        """Name of the queue reader."""
+        return self._configure.reader
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None while there is none."""
+        return self._process.pid if self._process else None
+
+    @property
+    def is_ready(self) -> bool:
+        """True while a process decides packets."""
+        return self.applied_revision > 0
+
+    async def start(self) -> None:
+        """Start the process and wait until its queue is bound; raises what keeps it from starting."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "nfqproxy.worker",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        try:
+            ours.settimeout(_START_TIMEOUT_S)
+            ours.sendall(channel.encode(self._configure))
+            first, queue_fd = await asyncio.to_thread(channel.receive_bound, ours)
+            if isinstance(first, channel.Failed):
+                raise NfqproxyError(first.reason)
+            if queue_fd is not None:
+                self._queue = QueueSocket(socket.socket(fileno=queue_fd), self.queue_number)
+            ours.setblocking(False)
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+        except (OSError, NfqproxyError) as error:
+            ours.close()
+            await self._end_process()
+            if isinstance(error, NfqproxyError):
+                raise
+            raise HostError(
+                f"worker for queue {self.queue_number} did not start ({error}); see its log above"
+            ) from None
+        self._last_heard = time.monotonic()
+        self.send(self._snapshot())
+        self._conversation = asyncio.create_task(
+            self._listen(reader), name=f"worker-{self.queue_number}-listen"
+        )
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                message = await channel.read_to_supervisor(reader)
+                self._last_heard = time.monotonic()
+                match message:
+                    case channel.Applied():
+                        async with self._applied:
+                            self.applied_revision = message.revision
+                            self._applied.notify_all()
+                    case channel.Stats():
+                        self.stats = message
+                        self.stats_arrived.set()
+                    case channel.Failed():
+                        self.last_error = message.reason
+                    case channel.Bound():
+                        log.error("worker %s bound its queue twice", self.pid)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+
+    async def fresh_stats(self, timeout_s: float) -> None:
+        """Ask for Stats and wait for them; without an answer in time the last ones stay."""
+        self.stats_arrived.clear()
+        self.send(channel.Ping())
+        try:
+            await asyncio.wait_for(self.stats_arrived.wait(), timeout_s)
+        except TimeoutError:
+            pass
+
+    def send(self, message: channel.ToWorker) -> None:
+        """Send a message; without a process it is dropped (a new one gets the whole snapshot)."""
+        if self._writer is None or self._writer.is_closing():
+            return
+        self._writer.write(channel.encode(message))
+
+    async def wait_applied(self, revision: int, timeout_s: float) -> bool:
+        """Wait until the process decides by ``revision`` or later; False when it does not in time."""
+        async with self._applied:
+            try:
+                await asyncio.wait_for(
+                    self._applied.wait_for(lambda: self.applied_revision >= revision), timeout_s
+                )
+            except TimeoutError:
+                return False
+        return True
+
+    async def keep_alive(self) -> None:
+        """Watch the process and replace it when it dies or hangs, until cancelled."""
+        pause_s = _RESTART_PAUSE_S[0]
+        while True:
+            started = time.monotonic()
+            if self._process is not None:
+                await self._watch()
+                if self._is_stopping:
+                    return
+                await self._end_process()
+            if time.monotonic() - started > _STEADY_S:
+                pause_s = _RESTART_PAUSE_S[0]
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _RESTART_PAUSE_S[1])
+            self.restarts += 1
+            try:
+                await self.start()
+            except NfqproxyError as error:
+                self.last_error = str(error)
+                log.error("%s; trying again in %.1f s", error, pause_s)
+
+    async def _watch(self) -> None:
+        """Return when the process has ended; kill it when it does not answer any more."""
+        assert self._process is not None
+        ended = asyncio.create_task(self._process.wait(), name=f"worker-{self.queue_number}-wait")
+        try:
+            while True:
+                done, _ = await asyncio.wait([ended], timeout=_PING_INTERVAL_S)
+                if done:
+                    if not self._is_stopping:
+                        code = ended.result()
+                        how = f"signal {-code}" if code < 0 else f"status {code}"
+                        self.last_error = f"process {self.pid} ended with {how}"
+                        log.error(
+                            "worker %s (queue %d) ended with %s; the kernel's fallback serves until"
+                            " a new one is ready",
+                            self.pid,
+                            self.queue_number,
+                            how,
+                        )
+                    return
+                self.send(channel.Ping())
+                if time.monotonic() - self._last_heard > _HANG_TIMEOUT_S:
+                    log.error("worker %s does not answer; it is replaced", self.pid)
+                    self._process.kill()
+                    self._last_heard = time.monotonic()
+        finally:
+            ended.cancel()
+
+    async def _end_process(self) -> None:
+        """Release the queue, forget the process, make sure that it has ended."""
+        self.applied_revision = 0
+        if self._queue is not None:
+            self._queue.release()
+            self._queue = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+    async def stop(self) -> None:
+        """Stop the process; its queue passes everything on before it is unbound."""
+        self._is_stopping = True
+        self.send(channel.Stop())
+        process = self._process
+        if process is not None:
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+            except TimeoutError:
+                log.warning("worker %s did not stop in time; killing it", process.pid)
+                process.kill()
+        await self._end_process()
+

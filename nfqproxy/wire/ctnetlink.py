@@ -1,0 +1,483 @@
+"""Conntrack entries over netlink (linux/netfilter/nfnetlink_conntrack.h).
+
+Every number inside an attribute is big-endian. Values and states live in ``conntrack``; their names
+are offered here too.
+
+Order of attributes in :func:`new_entry`, stable because the worker's message templates are cut from
+it::
+
+    nlmsghdr, nfgenmsg
+    CTA_TUPLE_ORIG   { CTA_TUPLE_IP { src, dst }, CTA_TUPLE_PROTO { num, source port, destination
+    port } } CTA_TUPLE_REPLY  the same shape, the plain inverse
+    CTA_TIMEOUT
+    CTA_NAT_DST      { CTA_NAT_V4_MINIP | V6_MINIP, CTA_NAT_PROTO { PORT_MIN } }    with dnat
+    CTA_NAT_SRC      the same shape                                                 with snat
+    CTA_MARK                                                                        with mark
+    CTA_LABELS                                                                      with labels
+    CTA_ZONE                                                                        with zone
+"""
+
+from nfqproxy.errors import CodecError
+from nfqproxy.wire import nfnetlink, nlmsg
+from nfqproxy.wire.conntrack import (
+    IPPROTO_ICMP as IPPROTO_ICMP,
+)
+from nfqproxy.wire.conntrack import (
+    IPPROTO_ICMPV6 as IPPROTO_ICMPV6,
+)
+from nfqproxy.wire.conntrack import (
+    IPPROTO_SCTP as IPPROTO_SCTP,
+)
+from nfqproxy.wire.conntrack import (
+    IPPROTO_TCP as IPPROTO_TCP,
+)
+from nfqproxy.wire.conntrack import (
+    IPPROTO_UDP as IPPROTO_UDP,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_ASSURED as IPS_ASSURED,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_CONFIRMED as IPS_CONFIRMED,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_DST_NAT as IPS_DST_NAT,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_DST_NAT_DONE as IPS_DST_NAT_DONE,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_DYING as IPS_DYING,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_EXPECTED as IPS_EXPECTED,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_FIXED_TIMEOUT as IPS_FIXED_TIMEOUT,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_HELPER as IPS_HELPER,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_HW_OFFLOAD as IPS_HW_OFFLOAD,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_NAT_DONE_MASK as IPS_NAT_DONE_MASK,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_NAT_MASK as IPS_NAT_MASK,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_OFFLOAD as IPS_OFFLOAD,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_SEEN_REPLY as IPS_SEEN_REPLY,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_SEQ_ADJUST as IPS_SEQ_ADJUST,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_SRC_NAT as IPS_SRC_NAT,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_SRC_NAT_DONE as IPS_SRC_NAT_DONE,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_TEMPLATE as IPS_TEMPLATE,
+)
+from nfqproxy.wire.conntrack import (
+    IPS_UNTRACKED as IPS_UNTRACKED,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_CLOSED as SCTP_CONNTRACK_CLOSED,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_COOKIE_ECHOED as SCTP_CONNTRACK_COOKIE_ECHOED,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_COOKIE_WAIT as SCTP_CONNTRACK_COOKIE_WAIT,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_ESTABLISHED as SCTP_CONNTRACK_ESTABLISHED,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_HEARTBEAT_SENT as SCTP_CONNTRACK_HEARTBEAT_SENT,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_NONE as SCTP_CONNTRACK_NONE,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_SHUTDOWN_ACK_SENT as SCTP_CONNTRACK_SHUTDOWN_ACK_SENT,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_SHUTDOWN_RECD as SCTP_CONNTRACK_SHUTDOWN_RECD,
+)
+from nfqproxy.wire.conntrack import (
+    SCTP_CONNTRACK_SHUTDOWN_SENT as SCTP_CONNTRACK_SHUTDOWN_SENT,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_CLOSE as TCP_CONNTRACK_CLOSE,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_CLOSE_WAIT as TCP_CONNTRACK_CLOSE_WAIT,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_ESTABLISHED as TCP_CONNTRACK_ESTABLISHED,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_FIN_WAIT as TCP_CONNTRACK_FIN_WAIT,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_LAST_ACK as TCP_CONNTRACK_LAST_ACK,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_NONE as TCP_CONNTRACK_NONE,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_SYN_RECV as TCP_CONNTRACK_SYN_RECV,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_SYN_SENT as TCP_CONNTRACK_SYN_SENT,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_SYN_SENT2 as TCP_CONNTRACK_SYN_SENT2,
+)
+from nfqproxy.wire.conntrack import (
+    TCP_CONNTRACK_TIME_WAIT as TCP_CONNTRACK_TIME_WAIT,
+)
+from nfqproxy.wire.conntrack import (
+    Entry as Entry,
+)
+from nfqproxy.wire.conntrack import (
+    Nat as Nat,
+)
+from nfqproxy.wire.conntrack import (
+    Tuple as Tuple,
+)
+
+IPCTNL_MSG_CT_NEW = 0
+IPCTNL_MSG_CT_GET = 1
+IPCTNL_MSG_CT_DELETE = 2
+IPCTNL_MSG_CT_GET_CTRZERO = 3
+IPCTNL_MSG_CT_GET_STATS_CPU = 4
+IPCTNL_MSG_CT_GET_STATS = 5
+IPCTNL_MSG_CT_GET_DYING = 6
+IPCTNL_MSG_CT_GET_UNCONFIRMED = 7
+
+MSG_NEW = nfnetlink.message_type(nfnetlink.NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW)
+"""Requests for, and answers and NEW and UPDATE events about, an entry."""
+MSG_GET = nfnetlink.message_type(nfnetlink.NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET)
+MSG_DELETE = nfnetlink.message_type(nfnetlink.NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE)
+"""Deletion requests, and DESTROY events."""
+
+CTA_TUPLE_ORIG = 1
+CTA_TUPLE_REPLY = 2
+CTA_STATUS = 3
+CTA_PROTOINFO = 4
+CTA_HELP = 5
+CTA_NAT_SRC = 6
+CTA_TIMEOUT = 7
+CTA_MARK = 8
+CTA_COUNTERS_ORIG = 9
+CTA_COUNTERS_REPLY = 10
+CTA_USE = 11
+CTA_ID = 12
+CTA_NAT_DST = 13
+CTA_TUPLE_MASTER = 14
+CTA_SEQ_ADJ_ORIG = 15
+CTA_SEQ_ADJ_REPLY = 16
+CTA_SECMARK = 17
+CTA_ZONE = 18
+CTA_SECCTX = 19
+CTA_TIMESTAMP = 20
+CTA_MARK_MASK = 21
+CTA_LABELS = 22
+CTA_LABELS_MASK = 23
+CTA_SYNPROXY = 24
+CTA_FILTER = 25
+CTA_STATUS_MASK = 26
+
+CTA_TUPLE_IP = 1
+CTA_TUPLE_PROTO = 2
+CTA_TUPLE_ZONE = 3
+
+CTA_IP_V4_SRC = 1
+CTA_IP_V4_DST = 2
+CTA_IP_V6_SRC = 3
+CTA_IP_V6_DST = 4
+
+CTA_PROTO_NUM = 1
+CTA_PROTO_SRC_PORT = 2
+CTA_PROTO_DST_PORT = 3
+CTA_PROTO_ICMP_ID = 4
+CTA_PROTO_ICMP_TYPE = 5
+CTA_PROTO_ICMP_CODE = 6
+CTA_PROTO_ICMPV6_ID = 7
+CTA_PROTO_ICMPV6_TYPE = 8
+CTA_PROTO_ICMPV6_CODE = 9
+
+CTA_PROTOINFO_TCP = 1
+CTA_PROTOINFO_DCCP = 2
+CTA_PROTOINFO_SCTP = 3
+CTA_PROTOINFO_TCP_STATE = 1
+CTA_PROTOINFO_SCTP_STATE = 1
+
+CTA_COUNTERS_PACKETS = 1
+CTA_COUNTERS_BYTES = 2
+
+CTA_NAT_V4_MINIP = 1
+CTA_NAT_V4_MAXIP = 2
+CTA_NAT_PROTO = 3
+CTA_NAT_V6_MINIP = 4
+CTA_NAT_V6_MAXIP = 5
+
+CTA_PROTONAT_PORT_MIN = 1
+CTA_PROTONAT_PORT_MAX = 2
+
+_LABELS_MAX = 16
+
+
+def new_entry(
+    original: Tuple,
+    *,
+    dnat: Nat | None,
+    snat: Nat | None,
+    timeout_s: int,
+    seq: int,
+    mark: int | None = None,
+    labels: bytes | None = None,
+    zone: int | None = None,
+    exclusive: bool = True,
+    ack: bool = False,
+) -> bytes:
+    """Create an entry with its NAT. Without ``ack`` only a failure is answered.
+
+    The reply tuple is the plain inverse, the kernel rewrites it from the NAT attributes; an already
+    translated one would be accepted and translate nothing. The timeout is mandatory and lives until
+    a packet refreshes it. ``exclusive``: EEXIST if the tuple is taken, instead of changing that
+    entry. With one of ``dnat`` and ``snat`` the other direction gets a null binding, so no SNAT or
+    MASQUERADE rule will see the flow.
+    """
+    flags = nlmsg.NLM_F_REQUEST | nlmsg.NLM_F_CREATE
+    if exclusive:
+        flags |= nlmsg.NLM_F_EXCL
+    if ack:
+        flags |= nlmsg.NLM_F_ACK
+    body = [
+        _tuple(CTA_TUPLE_ORIG, original),
+        _tuple(CTA_TUPLE_REPLY, original.inverse()),
+        nlmsg.attribute(CTA_TIMEOUT, _number(timeout_s, 4, "entry timeout")),
+    ]
+    if dnat is not None:
+        body.append(_nat(CTA_NAT_DST, dnat, original))
+    if snat is not None:
+        body.append(_nat(CTA_NAT_SRC, snat, original))
+    if mark is not None:
+        body.append(nlmsg.attribute(CTA_MARK, _number(mark, 4, "entry mark")))
+    if labels is not None:
+        if len(labels) > _LABELS_MAX or len(labels) % 4:
+            raise CodecError(
+                f"conntrack labels of {len(labels)} bytes: use a multiple of 4 up to {_LABELS_MAX}"
+            )
+        body.append(nlmsg.attribute(CTA_LABELS, labels))
+    if zone is not None:
+        body.append(_zone(zone))
+    return _message(MSG_NEW, flags, seq, original, body)
+
+
+def get_entry(original: Tuple, seq: int, *, zone: int | None = None) -> bytes:
+    """Ask for the entry of a tuple; the answer is one MSG_NEW message, or NLMSG_ERROR ENOENT."""
+    body = [_tuple(CTA_TUPLE_ORIG, original)]
+    if zone is not None:
+        body.append(_zone(zone))
+    return _message(MSG_GET, nlmsg.NLM_F_REQUEST, seq, original, body)
+
+
+def delete_entry(
+    original: Tuple, seq: int, id: int | None = None, ack: bool = True, *, zone: int | None = None
+) -> bytes:
+    """Delete the entry of a tuple, with ``id`` only if it is still that very one (else ENOENT)."""
+    body = [_tuple(CTA_TUPLE_ORIG, original)]
+    if id is not None:
+        body.append(nlmsg.attribute(CTA_ID, _number(id, 4, "entry id")))
+    if zone is not None:
+        body.append(_zone(zone))
+    flags = nlmsg.NLM_F_REQUEST | (nlmsg.NLM_F_ACK if ack else 0)
+    return _message(MSG_DELETE, flags, seq, original, body)
+
+
+def dump(
+    family: int,
+    seq: int,
+    *,
+    mark: int | None = None,
+    mark_mask: int = 0xFFFFFFFF,
+    status: int | None = None,
+) -> bytes:
+    """List the entries of AF_INET, AF_INET6, or both (AF_UNSPEC), ended by NLMSG_DONE.
+
+    ``mark`` under ``mark_mask`` and the IPS_* bits of ``status`` (all of them set) filter in the
+    kernel.
+    """
+    body = b""
+    if status is not None:
+        bits = _number(status, 4, "entry status")
+        body += nlmsg.attribute(CTA_STATUS, bits) + nlmsg.attribute(CTA_STATUS_MASK, bits)
+    if mark is not None:
+        body += nlmsg.attribute(CTA_MARK, _number(mark, 4, "entry mark"))
+        body += nlmsg.attribute(CTA_MARK_MASK, _number(mark_mask, 4, "entry mark mask"))
+    flags = nlmsg.NLM_F_REQUEST | nlmsg.NLM_F_DUMP
+    return nfnetlink.message(MSG_GET, flags, seq, body, family=family)
+
+
+def _message(type_: int, flags: int, seq: int, original: Tuple, body: list[bytes]) -> bytes:
+    family = nlmsg.AF_INET if len(original.src) == 4 else nlmsg.AF_INET6
+    return nfnetlink.message(type_, flags, seq, b"".join(body), family=family)
+
+
+def _number(value: int, width: int, what: str) -> bytes:
+    try:
+        return value.to_bytes(width, "big")
+    except OverflowError as error:
+        raise CodecError(
+            f"{what} {value} does not fit {width * 8} bits; use a smaller one"
+        ) from error
+
+
+def _zone(zone: int) -> bytes:
+    return nlmsg.attribute(CTA_ZONE, _number(zone, 2, "conntrack zone"))
+
+
+def _tuple(type_: int, flow: Tuple) -> bytes:
+    if len(flow.src) != len(flow.dst) or len(flow.src) not in (4, 16):
+        raise CodecError(
+            f"tuple addresses have {len(flow.src)} and {len(flow.dst)} bytes; both must have 4 or "
+            "both 16"
+        )
+    src, dst = (
+        (CTA_IP_V4_SRC, CTA_IP_V4_DST) if len(flow.src) == 4 else (CTA_IP_V6_SRC, CTA_IP_V6_DST)
+    )
+    protocol = [nlmsg.attribute(CTA_PROTO_NUM, _number(flow.protocol, 1, "IP protocol"))]
+    if flow.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6):
+        base = CTA_PROTO_ICMP_ID if flow.protocol == IPPROTO_ICMP else CTA_PROTO_ICMPV6_ID
+        protocol.append(nlmsg.attribute(base, _number(flow.icmp_id, 2, "ICMP id")))
+        protocol.append(nlmsg.attribute(base + 1, _number(flow.icmp_type, 1, "ICMP type")))
+        protocol.append(nlmsg.attribute(base + 2, _number(flow.icmp_code, 1, "ICMP code")))
+    else:
+        protocol.append(
+            nlmsg.attribute(CTA_PROTO_SRC_PORT, _number(flow.src_port, 2, "source port"))
+        )
+        protocol.append(
+            nlmsg.attribute(CTA_PROTO_DST_PORT, _number(flow.dst_port, 2, "destination port"))
+        )
+    return nlmsg.nested(
+        type_,
+        nlmsg.nested(CTA_TUPLE_IP, nlmsg.attribute(src, flow.src), nlmsg.attribute(dst, flow.dst)),
+        nlmsg.nested(CTA_TUPLE_PROTO, *protocol),
+    )
+
+
+def _nat(type_: int, nat: Nat, original: Tuple) -> bytes:
+    if len(nat.address) != len(original.src):
+        raise CodecError(
+            f"NAT address of {len(nat.address)} bytes for a flow of {len(original.src)}-byte "
+            "addresses; conntrack cannot translate between families"
+        )
+    minimum = CTA_NAT_V4_MINIP if len(nat.address) == 4 else CTA_NAT_V6_MINIP
+    children = [nlmsg.attribute(minimum, nat.address)]
+    if nat.port is not None:
+        port = nlmsg.attribute(CTA_PROTONAT_PORT_MIN, _number(nat.port, 2, "NAT port"))
+        children.append(nlmsg.nested(CTA_NAT_PROTO, port))
+    return nlmsg.nested(type_, *children)
+
+
+def parse_entry(payload: bytes) -> Entry:
+    """Decode an entry from the bytes after ``nlmsghdr``: an answer, a dump's item or an event."""
+    _, body = nfnetlink.split(payload, "conntrack entry")
+    found = nlmsg.attributes(body)
+    original, original_zone = _parse_tuple(found, CTA_TUPLE_ORIG, "CTA_TUPLE_ORIG")
+    reply, _ = _parse_tuple(found, CTA_TUPLE_REPLY, "CTA_TUPLE_REPLY")
+    tcp_state, sctp_state = _parse_protoinfo(found.get(CTA_PROTOINFO))
+    original_packets, original_bytes = _parse_counters(found.get(CTA_COUNTERS_ORIG))
+    reply_packets, reply_bytes = _parse_counters(found.get(CTA_COUNTERS_REPLY))
+    zone = _optional(found, CTA_ZONE, 2, "CTA_ZONE")
+    return Entry(
+        original=original,
+        reply=reply,
+        status=_optional(found, CTA_STATUS, 4, "CTA_STATUS") or 0,
+        timeout_s=_optional(found, CTA_TIMEOUT, 4, "CTA_TIMEOUT"),
+        mark=_optional(found, CTA_MARK, 4, "CTA_MARK") or 0,
+        tcp_state=tcp_state,
+        sctp_state=sctp_state,
+        id=_optional(found, CTA_ID, 4, "CTA_ID") or 0,
+        zone=original_zone if zone is None else zone,
+        labels=found.get(CTA_LABELS, b""),
+        use=_optional(found, CTA_USE, 4, "CTA_USE") or 0,
+        original_packets=original_packets,
+        original_bytes=original_bytes,
+        reply_packets=reply_packets,
+        reply_bytes=reply_bytes,
+    )
+
+
+def _optional(found: dict[int, bytes], type_: int, width: int, what: str) -> int | None:
+    raw = found.get(type_)
+    return None if raw is None else nlmsg.integer(raw, width, what)
+
+
+def _required(found: dict[int, bytes], type_: int, width: int, what: str) -> int:
+    raw = found.get(type_)
+    if raw is None:
+        raise CodecError(f"conntrack tuple lacks {what}; the message is malformed")
+    return nlmsg.integer(raw, width, what)
+
+
+def _parse_tuple(found: dict[int, bytes], type_: int, what: str) -> tuple[Tuple, int]:
+    """The tuple, and its direction's own zone (0 without one)."""
+    parts = nlmsg.attributes(found.get(type_, b""))
+    addresses = nlmsg.attributes(parts.get(CTA_TUPLE_IP, b""))
+    protocol = nlmsg.attributes(parts.get(CTA_TUPLE_PROTO, b""))
+    if CTA_IP_V4_SRC in addresses:
+        width, src, dst = 4, addresses[CTA_IP_V4_SRC], addresses.get(CTA_IP_V4_DST, b"")
+    else:
+        width = 16
+        src, dst = addresses.get(CTA_IP_V6_SRC, b""), addresses.get(CTA_IP_V6_DST, b"")
+    if len(src) != width or len(dst) != width:
+        raise CodecError(
+            f"{what} has addresses of {len(src)} and {len(dst)} bytes, {width} are due; the "
+            "message is malformed"
+        )
+    number = _required(protocol, CTA_PROTO_NUM, 1, "CTA_PROTO_NUM")
+    zone = _optional(parts, CTA_TUPLE_ZONE, 2, "CTA_TUPLE_ZONE") or 0
+    if number in (IPPROTO_ICMP, IPPROTO_ICMPV6):
+        base = CTA_PROTO_ICMP_ID if number == IPPROTO_ICMP else CTA_PROTO_ICMPV6_ID
+        icmp_id = _required(protocol, base, 2, "its ICMP id")
+        icmp_type = _required(protocol, base + 1, 1, "its ICMP type")
+        icmp_code = _required(protocol, base + 2, 1, "its ICMP code")
+        return Tuple(src, dst, number, 0, 0, icmp_id, icmp_type, icmp_code), zone
+    # Protocols the kernel follows by address alone (GRE without a helper, ESP) have no ports.
+    src_port = _optional(protocol, CTA_PROTO_SRC_PORT, 2, "CTA_PROTO_SRC_PORT") or 0
+    dst_port = _optional(protocol, CTA_PROTO_DST_PORT, 2, "CTA_PROTO_DST_PORT") or 0
+    return Tuple(src, dst, number, src_port, dst_port), zone
+
+
+def _parse_protoinfo(raw: bytes | None) -> tuple[int | None, int | None]:
+    if raw is None:
+        return None, None
+    found = nlmsg.attributes(raw)
+    tcp = nlmsg.attributes(found.get(CTA_PROTOINFO_TCP, b""))
+    sctp = nlmsg.attributes(found.get(CTA_PROTOINFO_SCTP, b""))
+    return (
+        _optional(tcp, CTA_PROTOINFO_TCP_STATE, 1, "CTA_PROTOINFO_TCP_STATE"),
+        _optional(sctp, CTA_PROTOINFO_SCTP_STATE, 1, "CTA_PROTOINFO_SCTP_STATE"),
+    )
+
+
+def _parse_counters(raw: bytes | None) -> tuple[int | None, int | None]:
+    if raw is None:
+        return None, None
+    found = nlmsg.attributes(raw)
+    return (
+        _optional(found, CTA_COUNTERS_PACKETS, 8, "CTA_COUNTERS_PACKETS"),
+        _optional(found, CTA_COUNTERS_BYTES, 8, "CTA_COUNTERS_BYTES"),
+    )

@@ -1,0 +1,166 @@
+"""The life of a worker process.
+
+Order: read Configure, bind the queue (which lets everything pass for now), hand a duplicate of its
+socket to the supervisor, take the first plans, then open the queue. The process ends by itself when the
+supervisor stops it or disappears, and always leaves the queue without losing a packet.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+from random import Random
+
+import uvloop
+
+from nfqproxy.api import channel
+from nfqproxy.core.dataplane import Dataplane
+from nfqproxy.core.sources import SourceClassifier
+from nfqproxy.errors import NfqproxyError
+from nfqproxy.worker.conntrack import ConntrackSocket
+from nfqproxy.worker.engine import Engine
+from nfqproxy.worker.readers import QueueReader, open_reader
+from nfqproxy.worker.routes import Routes
+
+log = logging.getLogger(__name__)
+
+
+def run(channel_fd: int) -> int:
+    """Run a worker on its end of the channel; returns the process's exit status."""
+    logging.basicConfig(level=logging.INFO, format=f"worker {os.getpid()}: %(message)s")
+    # The supervisor decides when workers stop; Ctrl-C reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return uvloop.run(_run(socket.socket(fileno=channel_fd)))
+
+
+async def _run(link: socket.socket) -> int:
+    link.setblocking(False)
+    loop = asyncio.get_running_loop()
+    configure = await _first_message(loop, link)
+    if configure is None:
+        return 0
+    try:
+        reader = open_reader(configure.reader, configure.queue)
+    except NfqproxyError as error:
+        await loop.sock_sendall(link, channel.encode(channel.Failed(str(error))))
+        return 1
+    link.setblocking(True)
+    channel.send_bound(link, reader.fileno())
+    link.setblocking(False)
+    stream, writer = await asyncio.open_connection(sock=link)
+    worker = Worker(configure, reader, writer)
+    try:
+        await worker.serve(stream)
+    finally:
+        worker.close()
+    return 0
+
+
+async def _first_message(
+    loop: asyncio.AbstractEventLoop, link: socket.socket
+) -> channel.Configure | None:
+    """Read exactly the first frame, leaving the rest to the stream that takes the socket over."""
+    frame = b""
+    while len(frame) < 4 or len(frame) < 4 + int.from_bytes(frame[:4]):
+        wanted = 4 - len(frame) if len(frame) < 4 else 4 + int.from_bytes(frame[:4]) - len(frame)
+        data = await loop.sock_recv(link, wanted)
+        if not data:
+            return None
+        frame += data
+    message = channel.decode_to_worker(frame[4:])
+    return message if isinstance(message, channel.Configure) else None
+
+
+class Worker:
+    """A bound queue, its engine, and the conversation with the supervisor."""
+
+    def __init__(
+        self, configure: channel.Configure, reader: QueueReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._configure = configure
+        self._reader = reader
+        self._writer = writer
+        self._routes = Routes()
+        self._conntrack = ConntrackSocket()
+        self._dataplane = Dataplane(
+            rng=Random(configure.seed),
+            classifier=self._classifier(),
+            masquerade_source=self._routes.masquerade_source,
+        )
+        self._engine = Engine(reader, self._dataplane, self._conntrack)
+        self._is_open = False
+
+    def _classifier(self) -> SourceClassifier:
+        return SourceClassifier(
+            self._configure.cluster_cidrs,
+            (address.address for address in self._routes.addresses()),
+        )
+
+    async def serve(self, stream: asyncio.StreamReader) -> None:
+        """Serve until Stop, or until the supervisor has gone."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._routes.fileno(), self._on_routes)
+        loop.add_reader(self._reader.fileno(), self._engine.run_ready)
+        while True:
+            try:
+                message = await channel.read_to_worker(stream)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                log.warning("the supervisor has gone; leaving the queue to the kernel's fallback")
+                return
+            match message:
+                case channel.Plans():
+                    self._take_plans(message)
+                case channel.Ping():
+                    self._send(self._stats())
+                case channel.Stop():
+                    return
+                case channel.Configure():
+                    log.error("configured twice; the second time is ignored")
+
+    def _on_routes(self) -> None:
+        if self._routes.changed():
+            self._dataplane.forget_masquerade_sources()
+            self._dataplane.set_classifier(self._classifier())
+
+    def _take_plans(self, message: channel.Plans) -> None:
+        if message.is_whole:
+            self._dataplane.clear()
+        self._dataplane.upsert(message.upserts)
+        self._dataplane.remove(message.removes)
+        if message.is_whole:
+            # A long-lived table: keep the collector from walking it again and again.
+            gc.collect()
+            gc.freeze()
+        if not self._is_open:
+            self._reader.queue_socket.set_length(self._configure.queue_length)
+            self._is_open = True
+        self._send(channel.Applied(message.revision))
+
+    def _stats(self) -> channel.Stats:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return channel.Stats(
+            packets=self._engine.packets,
+            batches=self._engine.batches,
+            installed=self._engine.installed,
+            counters=self._engine.counters(),
+            cpu_s=usage.ru_utime + usage.ru_stime,
+        )
+
+    def _send(self, message: channel.ToSupervisor) -> None:
+        self._writer.write(channel.encode(message))
+
+    def close(self) -> None:
+        """Leave the queue without losing a packet and close everything."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._reader.fileno())
+        loop.remove_reader(self._routes.fileno())
+        # What waits already is still decided here; what comes later passes.
+        self._reader.queue_socket.set_length(0)
+        self._engine.run_ready()
+        self._reader.queue_socket.release()
+        self._conntrack.close()
+        self._routes.close()
+        self._writer.close()

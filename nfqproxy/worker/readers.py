@@ -1,0 +1,238 @@
+"""Queue readers: two interchangeable ways to take packets off an NFQUEUE and answer for them.
+
+``netlink`` speaks the protocol itself: batches, fail-open, one verdict message for a whole batch.
+``netfilterqueue`` uses the package of that name (libnetfilter_queue): one verdict message a packet.
+Both hand out ``core.dataplane.QueuedPacket`` tuples and answer in arrival order.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import Any, Protocol
+
+from nfqproxy.core.dataplane import QueuedPacket
+from nfqproxy.errors import HostError, InputError, NfqproxyError
+from nfqproxy.kernel.queue_socket import QUEUE_TABLE, QueueSocket
+from nfqproxy.wire import nfqueue, nlmsg
+
+BATCH = 64
+"""Packets taken off the queue before they are decided together."""
+COPY_RANGE = 128
+"""Bytes of each packet that the kernel hands over: headers with IPv6 extension headers fit."""
+_MESSAGE_BYTES = 2048
+
+
+class QueueReader(Protocol):
+    """Takes packets off one queue. Every packet read is answered exactly once, by ``answer``."""
+
+    queue_socket: QueueSocket
+    overruns: int
+    """Times the socket's buffer overran: the kernel let packets pass undecided."""
+    verdict_errors: int
+    """Verdicts the kernel did not take."""
+
+    def fileno(self) -> int:
+        """The queue's socket, for the event loop."""
+        ...
+
+    def read(self) -> Sequence[QueuedPacket]:
+        """Up to BATCH waiting packets, in arrival order; empty when none waits."""
+        ...
+
+    def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
+        """Answer all packets of the last ``read``: those in ``dropped`` are dropped, the rest accepted."""
+        ...
+
+
+class NetlinkReader:
+    """The project's own reader."""
+
+    # nlmsghdr length, type; packet id, hook: NFQA_PACKET_HDR always comes first.
+    _FIRST = Struct("=4xH18xI2xB")
+    _ATTRIBUTE = Struct("=HH").unpack_from
+    _PACKET_HEADER_END = 32
+
+    def __init__(self, queue: int) -> None:
+        self.queue_socket = QueueSocket.bind(queue, COPY_RANGE)
+        self.overruns = 0
+        self.verdict_errors = 0
+        handle = self.queue_socket.handle
+        self._receive = handle.recv
+        self._send = handle.send
+        self._learn_layout(())
+        # One message accepts everything up to an id: all before ``id`` is constant.
+        whole = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)
+        self._accept_up_to = whole[:-4]
+
+    def fileno(self) -> int:
+        """See QueueReader."""
+        return self.queue_socket.handle.fileno()
+
+    def _learn_layout(self, headers: tuple[int, ...]) -> None:
+        """Remember the attributes between NFQA_PACKET_HDR and NFQA_PAYLOAD, as header words.
+
+        They are the same for all packets of a hook, so that one unpack checks them all and finds the
+        payload, where a walk from attribute to attribute would cost more than the decision.
+        """
+        layout = "=4xH18xI2xBx"
+        offset = self._PACKET_HEADER_END
+        for word in headers:
+            # The length is the lower half on little-endian hosts; taken apart portably.
+            length = Struct("=HH").unpack(Struct("=I").pack(word))[0]
+            padded = (length + 3) & ~3
+            layout += f"I{padded - 4}x"
+            offset += padded
+        layout += "2xH"
+        self._unpack = Struct(layout).unpack_from
+        self._expected = (*headers, nfqueue.NFQA_PAYLOAD)
+        self._payload_at = offset + 4
+
+    def _walk(self, data: bytes) -> QueuedPacket | None:
+        """Read one message attribute by attribute; learn its layout for the next ones."""
+        if len(data) < self._PACKET_HEADER_END:
+            return None
+        kind, packet_id_raw, hook = self._FIRST.unpack_from(data)
+        if kind != nfqueue.MSG_PACKET:
+            return None
+        headers: list[int] = []
+        offset = self._PACKET_HEADER_END
+        while offset + 4 <= len(data):
+            length, attribute = self._ATTRIBUTE(data, offset)
+            if attribute == nfqueue.NFQA_PAYLOAD:
+                self._learn_layout(tuple(headers))
+                return socket.ntohl(packet_id_raw), hook, data[offset + 4 : offset + length]
+            if length < 4:
+                break
+            headers.append(Struct("=I").unpack_from(data, offset)[0])
+            offset += (length + 3) & ~3
+        # No payload: decided as an unreadable packet, that is, accepted.
+        return socket.ntohl(packet_id_raw), hook, b""
+
+    def read(self) -> list[QueuedPacket]:
+        """See QueueReader."""
+        packets: list[QueuedPacket] = []
+        append = packets.append
+        receive = self._receive
+        packet_type = nfqueue.MSG_PACKET
+        swap = socket.ntohl
+        for _ in range(BATCH):
+            try:
+                data = receive(_MESSAGE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overruns += 1
+                continue
+            try:
+                fields = self._unpack(data)
+            except Exception:  # struct.error: shorter than the layout
+                fields = ()
+            if fields[3:] == self._expected and fields[0] == packet_type:
+                append((swap(fields[1]), fields[2], data[self._payload_at :]))
+                continue
+            walked = self._walk(data)
+            if walked is not None:
+                append(walked)
+            else:
+                self._count_errors(data)
+        return packets
+
+    def _count_errors(self, data: bytes) -> None:
+        for message in nlmsg.messages(data):
+            if message.type == nlmsg.NLMSG_ERROR and nlmsg.ack(message).errno:
+                self.verdict_errors += 1
+
+    def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
+        """See QueueReader."""
+        if not dropped:
+            self._send(self._accept_up_to + packets[-1][0].to_bytes(4))
+            return
+        queue = self.queue_socket.queue
+        drop = frozenset(dropped)
+        self._send(
+            b"".join(
+                nfqueue.verdict(
+                    queue, packet_id, nfqueue.NF_DROP if packet_id in drop else nfqueue.NF_ACCEPT
+                )
+                for packet_id, _hook, _payload in packets
+            )
+        )
+
+
+class NetfilterqueueReader:
+    """The netfilterqueue package as a reader.
+
+    The package reads and parses in C and calls back once a packet; what it hands over waits here until
+    its batch has been decided. It binds the queue before it sets the copy mode, so that a packet which
+    arrives between these two calls is lost to its sender's retransmission.
+    """
+
+    def __init__(self, queue: int) -> None:
+        try:
+            from netfilterqueue import NetfilterQueue
+        except ImportError:
+            raise HostError(
+                "the netfilterqueue package is not installed;"
+                " pip install 'nfqproxy[netfilterqueue]', or use --reader netlink"
+            ) from None
+        self.overruns = 0
+        self.verdict_errors = 0
+        self._waiting: list[tuple[QueuedPacket, Any]] = []
+        self._batch: list[Any] = []
+        self._queue = NetfilterQueue()
+        try:
+            self._queue.bind(queue, self._take, max_len=0, range=COPY_RANGE, sock_len=4 << 20)
+        except OSError:
+            raise NfqproxyError(
+                f"queue {queue} cannot be bound: it is taken (see {QUEUE_TABLE}; choose another"
+                " number with --queue), or this is not root"
+            ) from None
+        handle = socket.socket(fileno=os.dup(self._queue.get_fd()))
+        self.queue_socket = QueueSocket(handle, queue)
+        self.queue_socket.set_flags(nfqueue.NFQA_CFG_F_FAIL_OPEN | nfqueue.NFQA_CFG_F_GSO)
+
+    def fileno(self) -> int:
+        """See QueueReader."""
+        return self.queue_socket.handle.fileno()
+
+    def _take(self, packet: Any) -> None:
+        # get_payload copies; the packet object is needed only for its verdict.
+        self._waiting.append(((packet.id, packet.hook, packet.get_payload()), packet))
+
+    def read(self) -> list[QueuedPacket]:
+        """See QueueReader."""
+        if not self._waiting:
+            self._queue.run(block=False)
+        taken = self._waiting[:BATCH]
+        del self._waiting[:BATCH]
+        self._batch = [packet for _, packet in taken]
+        return [queued for queued, _ in taken]
+
+    def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
+        """See QueueReader."""
+        drop = frozenset(dropped)
+        for (packet_id, _hook, _payload), packet in zip(packets, self._batch, strict=True):
+            if packet_id in drop:
+                packet.drop()
+            else:
+                packet.accept()
+        self._batch = []
+
+
+READERS: dict[str, Callable[[int], QueueReader]] = {
+    "netlink": NetlinkReader,
+    "netfilterqueue": NetfilterqueueReader,
+}
+
+
+def open_reader(name: str, queue: int) -> QueueReader:
+    """A reader bound to ``queue``; InputError for an unknown name."""
+    try:
+        kind = READERS[name]
+    except KeyError:
+        raise InputError(f"unknown reader {name!r}; known are: {', '.join(READERS)}") from None
+    return kind(queue)
