@@ -129,7 +129,7 @@ def cpu_command(
         click.echo(json.dumps(result, indent=1))
     else:
         # Without a terminal rich would assume 80 columns and break the figures.
-        console = Console(width=None if sys.stdout.isatty() else 100)
+        console = Console(width=None if sys.stdout.isatty() else 108)
         console.print(report.as_table(samples, config))
 
 

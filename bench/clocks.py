@@ -65,6 +65,29 @@ def process_time(pids: Iterable[int]) -> ProcessTime:
     return total
 
 
+def kernel_thread_times() -> dict[int, int]:
+    """CPU ns of the kernel's workers and softirq threads by pid: work that a packet causes later.
+
+    On Linux 6.18 the hash of queued packets is resized by a kworker whenever the queue's depth
+    swings (rht_deferred_worker); a worker process that seems cheap may have left work there.
+    """
+    times: dict[int, int] = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            if (process / "comm").read_text().startswith(("kworker/", "ksoftirqd/")):
+                times[int(process.name)] = int((process / "schedstat").read_text().split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+    return times
+
+
+def since(before: dict[int, int], after: dict[int, int]) -> int:
+    """Sum of what each thread used between two readings; threads that ended are left out."""
+    return sum(time_ns - before.get(pid, 0) for pid, time_ns in after.items())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineTime:
     """An instant, and the time that all CPUs have not worked for us until then."""

@@ -13,7 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.clocks import ProcessTime, busy_ns, machine_time, process_time
+from bench import native
+from bench.clocks import (
+    ProcessTime,
+    busy_ns,
+    kernel_thread_times,
+    machine_time,
+    process_time,
+    since,
+)
 from bench.contenders import Contender, Placement, Serving
 from bench.load import Sent, send
 from bench.world import Counters, World, check_table_room, world
@@ -57,6 +65,8 @@ class Sample:
     worker: ProcessTime
     other_ns: int
     """Processes of the contender that see no packets (the supervisor)."""
+    deferred_ns: int
+    """Kernel workers and softirq threads of the whole machine."""
     machine_ns: int
     """Busy time of all CPUs, whoever used them."""
     sent: Sent
@@ -79,14 +89,19 @@ class Sample:
         return self.other_ns / self.sent.connections / 1000
 
     @property
+    def deferred_us(self) -> float:
+        """CPU per connection of kernel threads: work put off by somebody's call."""
+        return self.deferred_ns / self.sent.connections / 1000
+
+    @property
     def machine_us(self) -> float:
         """Busy time of the machine per connection."""
         return self.machine_ns / self.sent.connections / 1000
 
     @property
     def path_us(self) -> float:
-        """CPU per connection of all processes that take part, unlike `machine_us` no others'."""
-        return self.worker_us + self.sender_us + self.other_us
+        """CPU per connection of all that take part; unlike `machine_us` no other programs'."""
+        return self.worker_us + self.sender_us + self.other_us + self.deferred_us
 
 
 @dataclass(slots=True)
@@ -108,6 +123,7 @@ def run(
     Everything made on the machine is removed on the way out, whatever ends the run.
     """
     check_table_room(config.connections)
+    native.program("synflood")
     for contender in contenders:
         contender.check()
     chance = random.Random(config.seed)
@@ -134,6 +150,7 @@ def _measure(stand: _Stand, config: Config, *, round_number: int) -> Sample:
     place, serving = stand.world, stand.serving
     counters = place.counters()
     arrived = place.sink_packets()
+    deferred = kernel_thread_times()
     worker = process_time(serving.workers)
     other = process_time(serving.others)
     machine = machine_time()
@@ -150,11 +167,14 @@ def _measure(stand: _Stand, config: Config, *, round_number: int) -> Sample:
             f"{stand.contender.name}, round {round_number}: {error}\n{serving.complaints()}".strip()
         ) from error
     machine_after = machine_time()
+    worker = process_time(serving.workers) - worker
+    other = process_time(serving.others) - other
     sample = Sample(
         contender=stand.contender.name,
         round=round_number,
-        worker=process_time(serving.workers) - worker,
-        other_ns=(process_time(serving.others) - other).run_ns,
+        worker=worker,
+        other_ns=other.run_ns,
+        deferred_ns=since(deferred, kernel_thread_times()),
         machine_ns=busy_ns(machine, machine_after),
         sent=sent,
         shares=_arrivals(stand, arrived, config.connections),

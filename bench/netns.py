@@ -1,10 +1,11 @@
 """Network namespaces by name, and the commands that run inside them.
 
-Names are random per run, so two runs on one machine do not meet. Cold path: everything is done by
-``ip``, whose errors a person can reproduce.
+A name bears the pid of the bench and a random part, so runs on one machine do not meet. Cold path:
+everything is done by ``ip``, whose errors a person can reproduce.
 """
 
 import contextlib
+import os
 import secrets
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -61,7 +62,7 @@ def call(command: Sequence[str], *, stdin: str | None = None) -> str:
 @contextlib.contextmanager
 def namespace(role: str) -> Iterator[Namespace]:
     """A new namespace with its loopback up, removed at the end whatever happens."""
-    made = Namespace(f"nfqb-{secrets.token_hex(3)}-{role}")
+    made = Namespace(f"nfqb-{os.getpid()}-{secrets.token_hex(2)}-{role}")
     try:
         # Inside the try: an interrupt that lands after the command still removes the namespace.
         call(["ip", "netns", "add", made.name])

@@ -41,9 +41,11 @@ class Summary:
     ratio_to_c: Spread | None
     """Of worker time, formed round by round; None without a C reference in the run."""
     supervisor_us: Spread | None
+    kernel_threads_us: Spread
+    """kworkers and ksoftirqd of the machine: work that was put off."""
     sender_us: Spread
     path_us: Spread
-    """Worker, supervisor and sender."""
+    """Worker, supervisor, kernel threads and sender."""
     machine_us: Spread
     """Everything that ran on the machine."""
 
@@ -81,6 +83,7 @@ def _summary(name: str, samples: list[Sample]) -> Summary:
             else None
         ),
         supervisor_us=spread(lambda sample: sample.other_us) if has_others else None,
+        kernel_threads_us=spread(lambda sample: sample.deferred_us),
         sender_us=spread(lambda sample: sample.sender_us),
         path_us=spread(lambda sample: sample.path_us),
         machine_us=spread(lambda sample: sample.machine_us),
@@ -111,17 +114,17 @@ def as_table(samples: list[Sample], config: Config) -> Table:
         caption=(
             "Every connection was checked: one right conntrack entry, arrived at its backend, "
             "shares as the weights say, nothing dropped. x C: worker against the C reference, "
-            "round by round. other: the contender's supervisor. path: worker + sender + other. "
-            "machine: all that ran meanwhile, other programs too."
+            "round by round. super: the contender's supervisor. kthread: kworkers and ksoftirqd. "
+            "path: worker + super + kthread + sender. machine: all that ran meanwhile."
         ),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE,
     )
-    table.add_column("contender")
-    columns = ("worker", "least..most", "user", "system", "x C", "sender", "other", "path")
-    for column in (*columns, "machine"):
-        table.add_column(column, justify="right")
+    table.add_column("contender", no_wrap=True)
+    columns = ("worker", "least..most", "user", "system", "x C", "super", "kthread", "sender")
+    for column in (*columns, "path", "machine"):
+        table.add_column(column, justify="right", no_wrap=True)
     for summary in summarize(samples):
         worker = summary.worker_us
         cells = (
@@ -130,8 +133,9 @@ def as_table(samples: list[Sample], config: Config) -> Table:
             summary.worker_user_us,
             summary.worker_system_us,
             summary.ratio_to_c,
-            summary.sender_us,
             summary.supervisor_us,
+            summary.kernel_threads_us,
+            summary.sender_us,
             summary.path_us,
             summary.machine_us,
         )

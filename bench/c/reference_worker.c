@@ -80,7 +80,7 @@ static struct backend backends[MAX_BACKENDS];
 static unsigned backend_count;
 static uint32_t weight_total;
 static uint64_t random_state = 0x9e3779b97f4a7c15u;
-static uint64_t packets, entries, errors;
+static uint64_t batches, packets, entries, errors;
 static volatile sig_atomic_t stopping;
 
 static void stop(int signal_number) { (void)signal_number; stopping = 1; }
@@ -328,6 +328,7 @@ static void work(int queue_fd, int conntrack_fd, uint16_t queue, uint32_t vip, u
             entries += made - (failed < made ? failed : made);
         }
         if (seen) {
+            batches++;
             packets += (unsigned)seen;
             verdict.verdict.id = htonl(newest);
             if (send(queue_fd, &verdict, sizeof verdict, 0) < 0)
@@ -380,7 +381,8 @@ int main(int argc, char **argv)
     printf("{\"ready\": true}\n");
     fflush(stdout);
     work(queue_fd, conntrack_fd, queue, vip.s_addr, port);
-    printf("{\"packets\": %llu, \"entries\": %llu, \"errors\": %llu}\n", (unsigned long long)packets,
-           (unsigned long long)entries, (unsigned long long)errors);
+    printf("{\"batches\": %llu, \"packets\": %llu, \"entries\": %llu, \"errors\": %llu}\n",
+           (unsigned long long)batches, (unsigned long long)packets, (unsigned long long)entries,
+           (unsigned long long)errors);
     return 0;
 }
