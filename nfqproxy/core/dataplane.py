@@ -43,6 +43,10 @@ _FRAGMENT_OFFSET = 0x1FFF
 _SEQUENCE = tuple((index + 1).to_bytes(4, byteorder) for index in range(BATCH_LIMIT))
 
 
+def _pick_nothing() -> int:
+    return -1
+
+
 class Target:
     """One backend of one frontend, with the message templates of connections to it."""
 
@@ -173,7 +177,11 @@ class Dataplane:
             pickers.append(balancer.pick)
         for client_class in ClientClass:
             action = plan.actions[client_class]
+            if action.verdict is Verdict.DROP:
+                continue
             if action.verdict is not Verdict.BACKEND:
+                # Refused or left alone: the packet passes, and the kernel's own rules decide.
+                frontend.actions[client_class] = (_pick_nothing, [])
                 continue
             outside_counts = client_class is ClientClass.POD
             frontend.actions[client_class] = (

@@ -70,14 +70,14 @@ class Planner:
         if not addresses:
             return
         number = port.node_port if kind is FrontendKind.NODE_PORT else port.port
-        cluster, local, has_any = candidate_sets(port, self._node.node_name, self._node.zone)
-        sets = (self._candidates(cluster), self._candidates(local))
+        found = candidate_sets(port, self._node.node_name, self._node.zone)
+        sets = (self._candidates(found.cluster), self._candidates(found.local))
         if kind is FrontendKind.CLUSTER_IP:
             policy = port.internal_policy
-            actions = self._internal_actions(port, has_any=has_any, has_local=bool(local))
+            actions = self._internal_actions(port, has_any=found.has_any, has_local=bool(found.local))
         else:
             policy = port.external_policy
-            actions = self._external_actions(port, has_any=has_any, has_local=bool(local))
+            actions = self._external_actions(port, has_any=found.has_any, has_local=bool(found.local))
         for address in addresses:
             yield FrontendPlan(
                 key=FrontendKey(port.name.protocol, address, number),

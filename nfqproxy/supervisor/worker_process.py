@@ -80,6 +80,8 @@ class WorkerProcess:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
+                # Ctrl-C in a terminal reaches the process group: workers stop when they are told.
+                start_new_session=True,
             )
         try:
             ours.settimeout(_START_TIMEOUT_S)

@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import resource
-import signal
 import socket
 from random import Random
 
@@ -23,7 +22,7 @@ from nfqproxy.errors import NfqproxyError
 from nfqproxy.worker.conntrack import ConntrackSocket
 from nfqproxy.worker.engine import Engine
 from nfqproxy.worker.readers import QueueReader, open_reader
-from nfqproxy.worker.routes import Routes
+from nfqproxy.kernel.routes import Routes
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +30,6 @@ log = logging.getLogger(__name__)
 def run(channel_fd: int) -> int:
     """Run a worker on its end of the channel; returns the process's exit status."""
     logging.basicConfig(level=logging.INFO, format=f"worker {os.getpid()}: %(message)s")
-    # The supervisor decides when workers stop; Ctrl-C reaches the whole process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return uvloop.run(_run(socket.socket(fileno=channel_fd)))
 
 

@@ -1,6 +1,6 @@
 """Which address the node's MASQUERADE would give a packet to a backend, and which addresses it has.
 
-The worker asks the kernel's routing table when a backend is first masqueraded to, and forgets all
+A process (each worker, and the supervisor at its start) asks the kernel's routing table when a backend is first masqueraded to, and forgets all
 answers when a route, address or link changes, so that nothing stale is used and nothing is asked twice.
 
 MASQUERADE takes the first address of the egress interface that suits the next hop

@@ -1,0 +1,93 @@
+"""``nfqproxy rules`` and ``nfqproxy cleanup``: the bootstrap rules by hand."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from nfqproxy.app import rule_settings
+from nfqproxy.kernel import host_check, node_rules
+from nfqproxy.kernel.rule_settings import RuleSettings
+from nfqproxy.kernel.rule_text import render as render_rules
+from nfqproxy.sources import config as configuration
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_output = click.option("-o", "output", type=click.Choice(["text", "json"]), default="text")
+
+
+def _settings_options(function: F) -> F:
+    for option in (
+        click.option("--mode", type=click.Choice(configuration.MODES), default="replace"),
+        click.option("--workers", type=int, default=1, help="Queues to spread connections over."),
+        click.option("--queue", "first_queue", type=int, default=100, help="The first queue."),
+        click.option("--iptables", type=click.Choice(configuration.IPTABLES), default="auto"),
+    ):
+        function = option(function)
+    return function
+
+
+def _settings(**flags: Any) -> RuleSettings:
+    return rule_settings(configuration.check_flags(configuration.ProxyConfig(**flags)))
+
+
+@click.group()
+def rules() -> None:
+    """Print or apply the bootstrap rules: a fixed number, whatever the number of Services.
+
+    Example: nfqproxy rules render --mode overlay
+    """
+
+
+@rules.command()
+@_settings_options
+@_output
+def render(output: str, **flags: Any) -> None:
+    """Print the rules as iptables-restore, ipset-restore and nft texts; changes nothing.
+
+    Example: nfqproxy rules render --workers 2
+    """
+    sections = render_rules(_settings(**flags)).sections()
+    if output == "json":
+        click.echo(json.dumps(sections, indent=2))
+        return
+    for name, text in sections.items():
+        click.echo(f"# --- {name}")
+        click.echo(text.rstrip("\n"))
+
+
+@rules.command()
+@_settings_options
+@_output
+def apply(output: str, **flags: Any) -> None:
+    """Put the rules on this node; the sets stay as they are, empty on a new node.
+
+    Example: nfqproxy rules apply --mode overlay
+    """
+    settings = _settings(**flags)
+    host_check.check_host(settings)
+    backend = node_rules.apply(settings)
+    if output == "json":
+        click.echo(json.dumps({"applied": True, "iptables": str(backend)}))
+    else:
+        click.echo(f"applied for mode {settings.mode} (iptables back end {backend})")
+
+
+@click.command()
+@_output
+def cleanup(output: str) -> None:
+    """Remove all that any version of nfqproxy made on this node, and nothing else.
+
+    Established connections go on: their conntrack entries stay. Running it twice is fine.
+
+    Example: nfqproxy cleanup
+    """
+    removed = node_rules.cleanup()
+    if output == "json":
+        click.echo(json.dumps({"removed": removed}))
+    elif removed:
+        for line in removed:
+            click.echo(f"removed {line}")
+    else:
+        click.echo("nothing to remove")

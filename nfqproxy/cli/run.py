@@ -1,0 +1,66 @@
+"""``nfqproxy run``: the proxy."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import uvloop
+
+from nfqproxy.app import App, Interrupted
+from nfqproxy.sources import config as configuration
+
+_INTERRUPTED = 130
+
+
+@click.command()
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration file.")
+@click.option(
+    "--manifests",
+    multiple=True,
+    type=click.Path(),
+    help="File or directory of Service and EndpointSlice manifests, followed; may be repeated.",
+)
+@click.option("--mode", type=click.Choice(configuration.MODES), help="Default: replace.")
+@click.option("--workers", type=int, help="Worker processes, one queue each. Default: 1.")
+@click.option("--reader", type=click.Choice(configuration.READERS), help="Default: netlink.")
+@click.option("--queue", "first_queue", type=int, help="Number of the first queue. Default: 100.")
+@click.option("--queue-length", type=int, help="Packets that may wait per queue. Default: 4096.")
+@click.option("--node-name", "hostname_override", help="Name of this node. Default: the host's.")
+@click.option(
+    "--node-address", "node_addresses", multiple=True, help="Address of this node; repeatable."
+)
+@click.option("--cluster-cidr", help="Pod networks, comma separated.")
+@click.option("--masquerade-all/--no-masquerade-all", default=None, help="Masquerade everybody.")
+@click.option(
+    "--steer-all/--no-steer-all",
+    default=None,
+    help='Overlay mode: steer all Services, not only those with nfqproxy.io/steer: "true".',
+)
+@click.option("--iptables", type=click.Choice(configuration.IPTABLES), help="Default: auto.")
+@click.option("--seed", type=int, help="Seed of the balancers' random numbers.")
+@click.option("--once", is_flag=True, help="Program the kernel, let its fallback serve, and exit.")
+def run(config_file: Path | None, once: bool, **flags: Any) -> int:
+    """Run the proxy in this network namespace, as root, until SIGTERM or Ctrl-C.
+
+    Flags win over the configuration file. SIGHUP reads the manifests again. When the proxy stops, the
+    kernel's fallback goes on serving; nfqproxy cleanup removes everything.
+
+    Example: nfqproxy run --manifests services.yaml --node-name n1 --cluster-cidr 10.244.0.0/16
+    """
+    config = configuration.load(config_file) if config_file else configuration.ProxyConfig()
+    given = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flags.items()
+        if value is not None and value != ()
+    }
+    config = configuration.check_flags(msgspec.structs.replace(config, **given))
+    try:
+        uvloop.run(_run(config, once=once))
+    except Interrupted:
+        return _INTERRUPTED
+    return 0
+
+
+async def _run(config: configuration.ProxyConfig, *, once: bool) -> None:
+    await App(config).run(once=once)

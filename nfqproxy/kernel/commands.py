@@ -1,0 +1,112 @@
+"""Running the host's tools: text in, text out, failures in the project's errors.
+
+The one place where messages of other programs are read. A tool inherits the calling thread's
+network namespace, so a thread that has entered a namespace programs that namespace.
+"""
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from nfqproxy.errors import HostError, KernelError
+
+__all__ = ["PACKAGES", "CommandError", "find", "run"]
+
+PACKAGES = {
+    "conntrack": "conntrack",
+    "ip6tables": "iptables",
+    "ipset": "ipset",
+    "iptables": "iptables",
+    "nft": "nftables",
+}
+"""Debian package of each tool, by the first word of its name."""
+
+_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TIMEOUT_S = 60.0
+"""A tool that waits longer (for the lock of iptables, say) is stopped and reported."""
+
+_ERRNOS = {
+    os.strerror(code): code
+    for code in (
+        errno.EPERM,
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.EBUSY,
+        errno.EINVAL,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EOPNOTSUPP,
+        errno.EACCES,
+        errno.ELOOP,
+        errno.ENOBUFS,
+        errno.EMSGSIZE,
+        errno.EAGAIN,
+    )
+} | {
+    "it is in use by a kernel component": errno.EBUSY,
+    "same name already exists": errno.EEXIST,
+    "set with the given name does not exist": errno.ENOENT,
+    "Another app is currently holding the xtables lock": errno.EAGAIN,
+}
+
+
+class CommandError(KernelError):
+    """A tool failed; carries its complete error text beside operation and errno."""
+
+    def __init__(self, operation: str, code: int, stderr: str, hint: str) -> None:
+        self.stderr = stderr
+        super().__init__(operation, code, hint)
+
+
+def _path() -> str:
+    # A daemon's or cron's PATH often lacks the sbin directories where these tools live.
+    return os.environ.get("PATH") or _SEARCH_PATH
+
+
+def find(name: str) -> str | None:
+    """Return the path of a tool, None when it is not installed."""
+    return shutil.which(name, path=_path())
+
+
+def run(argv: Sequence[str], stdin: str = "") -> str:
+    """Run a tool with ``stdin`` and return what it printed.
+
+    Raises HostError when it is not installed or refuses for lack of privilege, CommandError when
+    it fails; both carry its first line of complaint.
+    """
+    tool = argv[0]
+    path = find(tool)
+    if path is None:
+        package = PACKAGES.get(tool.split("-")[0], tool)
+        raise HostError(f"{tool} is not installed; apt-get install {package}")
+    try:
+        done = subprocess.run(
+            [path, *argv[1:]],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        hint = f"no answer within {_TIMEOUT_S:.0f} s; look for another program holding its lock"
+        raise CommandError(" ".join(argv), errno.ETIMEDOUT, "", hint) from None
+    if done.returncode == 0:
+        return done.stdout
+    stderr = done.stderr.strip()
+    complaint = _first_complaint(stderr) or f"exit status {done.returncode}"
+    code = next((c for text, c in _ERRNOS.items() if text in stderr), errno.EINVAL)
+    # EPERM is also how ipset and nft report a lack of CAP_NET_ADMIN.
+    if code in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
+        raise HostError(f"{tool} needs root (CAP_NET_ADMIN): {complaint}; run as root")
+    raise CommandError(" ".join(argv), code, stderr, complaint)
+
+
+def _first_complaint(stderr: str) -> str:
+    for line in stderr.splitlines():
+        if line.strip() and not line.lower().startswith("warning"):
+            return line.strip()
+    return ""

@@ -1,0 +1,276 @@
+"""Our chains in iptables: found in a listing, put in, taken out, put back.
+
+Ours are the chains whose names begin with ``NFQPROXY-`` and the rules that jump to them. Nothing
+else is ever changed, with one exception: the built-in chains and tables of the nft back end exist
+only once somebody used them. Where we were the first, the comment of our jump says so, and when the
+rules go the empty chain or table goes as well, so that the host is byte for byte what it was. (A
+table of the legacy back end cannot be unregistered; it stays, empty.)
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec import Struct
+
+from nfqproxy.errors import KernelError
+from nfqproxy.kernel import commands
+from nfqproxy.kernel.rule_settings import IptablesBackend
+from nfqproxy.model import Family
+
+__all__ = [
+    "CHAIN_PREFIX",
+    "MADE_CHAIN",
+    "MADE_TABLE",
+    "OwnRules",
+    "builtin_chains",
+    "choose_backend",
+    "command",
+    "drop_made",
+    "made_here",
+    "read_own",
+    "restore",
+    "restore_text",
+    "tables",
+]
+
+CHAIN_PREFIX = "NFQPROXY-"
+MADE_CHAIN = "nfqproxy made this chain"
+"""Comment of a jump in a built-in chain that did not exist before."""
+MADE_TABLE = "nfqproxy made this table"
+"""Comment of a jump in a table that did not exist before."""
+
+_TABLES = ("raw", "mangle", "nat", "filter", "security")
+_WORD = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+_NFT = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+# -j or -g; names cannot hold blanks, so quoting is no matter.
+_JUMP = re.compile(rf"^-A (?P<chain>\S+) .*-[jg] {CHAIN_PREFIX}\S+(?: |$)")
+
+
+class OwnRules(Struct, frozen=True, kw_only=True):
+    """What one table holds of ours, as lines of a listing."""
+
+    chains: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    """``-A NFQPROXY-...`` lines in order."""
+    jumps: tuple[str, ...] = ()
+    """``-A BUILTIN ... -j NFQPROXY-...`` lines in order."""
+
+    def __bool__(self) -> bool:
+        return bool(self.chains or self.jumps)
+
+    def removal(self) -> list[str]:
+        """Return the restore lines that take all of it out."""
+        return [
+            *("-D" + jump.removeprefix("-A") for jump in self.jumps),
+            *(f"-F {chain}" for chain in self.chains),
+            *(f"-X {chain}" for chain in self.chains),
+        ]
+
+    def restoration(self) -> list[str]:
+        """Return the restore lines that put it back, jumps first in their chains."""
+        first = [re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(self.jumps)]
+        return [*(f":{chain} - [0:0]" for chain in self.chains), *self.rules, *first]
+
+    def made(self, chain: str) -> str | None:
+        """Return MADE_TABLE or MADE_CHAIN when a jump in ``chain`` is marked so."""
+        for jump in self.jumps:
+            if jump.startswith(f"-A {chain} "):
+                for mark in (MADE_TABLE, MADE_CHAIN):
+                    if f'--comment "{mark}"' in jump:
+                        return mark
+        return None
+
+
+def command(family: Family, backend: IptablesBackend, verb: str) -> str | None:
+    """Return the installed command of a back end; ``verb`` is ``save``, ``restore`` or empty.
+
+    Hosts that ship one back end only have the plain names, so those are tried as well.
+    """
+    word, suffix = _WORD[family], f"-{verb}" if verb else ""
+    named = f"{word}-{backend.value}{suffix}"
+    if commands.find(named):
+        return named
+    plain = f"{word}{suffix}"
+    if commands.find(plain) and _backend_of(plain) is backend:
+        return plain
+    return None
+
+
+def _backend_of(tool: str) -> IptablesBackend:
+    nft = "nf_tables" in commands.run([tool, "--version"])
+    return IptablesBackend.NFT if nft else IptablesBackend.LEGACY
+
+
+def tables(family: Family, backend: IptablesBackend) -> list[str]:
+    """Return the tables that exist. Looking into one that does not would create it (legacy)."""
+    if backend is IptablesBackend.LEGACY:
+        names = "ip_tables_names" if family is Family.IPV4 else "ip6_tables_names"
+        try:
+            # Per thread: the thread may have entered another network namespace.
+            known = Path("/proc/thread-self/net", names).read_text(encoding="ascii").split()
+        except OSError:
+            return []
+        return [table for table in _TABLES if table in known]
+    return [table for table in _TABLES if table in builtin_chains(family)]
+
+
+def builtin_chains(family: Family) -> dict[str, dict[str, str]]:
+    """Return table -> base chain -> policy of the nft back end."""
+    if commands.find("nft") is None:
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    listing = json.loads(commands.run(["nft", "-j", "list", "tables"]))
+    for item in listing["nftables"]:
+        table = item.get("table")
+        if table and table["family"] == _NFT[family] and table["name"] in _TABLES:
+            found[table["name"]] = {}
+    listing = json.loads(commands.run(["nft", "-j", "list", "chains"]))
+    for item in listing["nftables"]:
+        chain = item.get("chain")
+        if not chain or "hook" not in chain or chain["family"] != _NFT[family]:
+            continue
+        if chain["table"] in found:
+            found[chain["table"]][chain["name"]] = chain.get("policy", "accept")
+    return found
+
+
+def read_own(family: Family, backend: IptablesBackend) -> dict[str, OwnRules]:
+    """Return what the existing tables of a back end hold of ours; tables without are left out."""
+    save = command(family, backend, "save")
+    if save is None:
+        return {}
+    found = {}
+    for table in tables(family, backend):
+        own = _parse(commands.run([save, "-t", table]))
+        if own:
+            found[table] = own
+    return found
+
+
+def _parse(listing: str) -> OwnRules:
+    chains, rules, jumps = [], [], []
+    for line in listing.splitlines():
+        if line.startswith(f":{CHAIN_PREFIX}"):
+            chains.append(line[1:].split()[0])
+        elif line.startswith(f"-A {CHAIN_PREFIX}"):
+            rules.append(line)
+        elif _JUMP.match(line):
+            jumps.append(line)
+    return OwnRules(chains=tuple(chains), rules=tuple(rules), jumps=tuple(jumps))
+
+
+def restore_text(lines: dict[str, list[str]]) -> str:
+    """Return restore text: one atomic section for every table of ``lines`` that is not empty."""
+    return "".join(
+        f"*{table}\n" + "\n".join(body) + "\nCOMMIT\n" for table, body in lines.items() if body
+    )
+
+
+def restore(
+    family: Family, backend: IptablesBackend, text: str, *, only_check: bool = False
+) -> None:
+    """Feed ``text`` to the restore command; with ``only_check`` it is parsed and not committed."""
+    if not text:
+        return
+    tool = command(family, backend, "restore")
+    if tool is None:
+        # Running the absent command words the error.
+        tool = f"{_WORD[family]}-{backend.value}-restore"
+    # --wait: another program may hold the lock of the legacy tables for seconds.
+    argv = [tool, "--noflush", "--wait", "10"]
+    commands.run([*argv, "--test"] if only_check else argv, text)
+
+
+def made_here(family: Family, hooks: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return the comment for jumps whose chain or table (nft back end) does not exist yet."""
+    existing = builtin_chains(family)
+    comments = {}
+    for table, chain in hooks:
+        if table not in existing:
+            comments[table, chain] = MADE_TABLE
+        elif chain not in existing[table]:
+            comments[table, chain] = MADE_CHAIN
+    return comments
+
+
+def drop_made(family: Family, before: dict[str, OwnRules]) -> list[str]:
+    """Delete built-in chains and tables that we had made (nft back end); return which.
+
+    ``before`` is what ``read_own`` said before our rules were taken out. A chain that holds a rule
+    or a policy other than ACCEPT now belongs to somebody else and stays, and so does its table.
+    """
+    removed = []
+    ip = _NFT[family]
+    for table, own in before.items():
+        existing = builtin_chains(family).get(table, {})
+        marks = {chain: own.made(chain) for chain in existing}
+        whole = MADE_TABLE in marks.values()
+        if not whole and MADE_CHAIN not in marks.values():
+            continue
+        objects = json.loads(commands.run(["nft", "-j", "list", "table", ip, table]))["nftables"]
+        used = {item["rule"]["chain"] for item in objects if "rule" in item}
+        doomed = [
+            chain
+            for chain, policy in existing.items()
+            if (whole or marks[chain]) and chain not in used and policy == "accept"
+        ]
+        lines = [f"delete chain {ip} {table} {chain}" for chain in doomed]
+        others = sum(
+            1
+            for item in objects
+            if "metainfo" not in item
+            and "table" not in item
+            and item.get("chain", {}).get("name") not in doomed
+        )
+        if whole and not others:
+            lines.append(f"delete table {ip} {table}")
+        if lines:
+            commands.run(["nft", "-f", "-"], "\n".join(lines) + "\n")
+            removed += [
+                f"nft {line.removeprefix('delete ')} (empty, made by nfqproxy)" for line in lines
+            ]
+    return removed
+
+
+def choose_backend(wanted: IptablesBackend) -> IptablesBackend:
+    """Return the back end to use; AUTO looks where other programs keep their rules.
+
+    Kubernetes' own chains decide first, then the number of rules, then what ``iptables`` drives.
+    """
+    if wanted is not IptablesBackend.AUTO:
+        return wanted
+    scores = {
+        backend: _foreign_rules(backend)
+        for backend in (IptablesBackend.NFT, IptablesBackend.LEGACY)
+    }
+    nft, legacy = scores[IptablesBackend.NFT], scores[IptablesBackend.LEGACY]
+    if nft != legacy:
+        return IptablesBackend.NFT if nft > legacy else IptablesBackend.LEGACY
+    for tool in ("iptables", "ip6tables"):
+        if commands.find(tool):
+            return _backend_of(tool)
+    return IptablesBackend.NFT
+
+
+def _foreign_rules(backend: IptablesBackend) -> tuple[int, int]:
+    """Return (rules of Kubernetes, all rules), ours not counted."""
+    kube = count = 0
+    for family in Family:
+        save = command(family, backend, "save")
+        if save is None:
+            continue
+        for table in tables(family, backend):
+            try:
+                listing = commands.run([save, "-t", table])
+            except KernelError:
+                # A table of that name with content iptables cannot show: not iptables' own.
+                continue
+            for line in listing.splitlines():
+                if line.startswith("-A ") and CHAIN_PREFIX not in line:
+                    count += 1
+                    kube += "KUBE-" in line
+                elif line.startswith(":KUBE-"):
+                    kube += 1
+    return kube, count

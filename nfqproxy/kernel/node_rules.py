@@ -1,0 +1,228 @@
+"""Putting the bootstrap rules on the node and taking them off again.
+
+Order of ``apply``: sets, iptables of each family, nft. Each step is one atomic restore or
+transaction per table; when one fails, those before it are taken back, so that either the whole rule
+set stands or what stood before. Sets and maps keep their elements over a repeated ``apply``: a
+restart never empties the fallback.
+"""
+
+import json
+import re
+import time
+
+from nfqproxy.errors import KernelError, NfqproxyError
+from nfqproxy.kernel import commands, iptables
+from nfqproxy.kernel.iptables import OwnRules
+from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
+from nfqproxy.kernel.rule_text import HOOKS, create_set, iptables_text, render
+from nfqproxy.model import Family
+
+__all__ = ["NFT_TABLE", "SET_PREFIX", "apply", "cleanup"]
+
+SET_PREFIX = "nfqproxy-"
+NFT_TABLE = "nfqproxy"
+
+_BUSY_TRIES = 40
+_BUSY_PAUSE_S = 0.05
+"""The kernel frees deleted nft rules later, in a work queue; until then a set counts as in use."""
+
+_BACKENDS = (IptablesBackend.NFT, IptablesBackend.LEGACY)
+
+
+def apply(settings: RuleSettings) -> IptablesBackend:
+    """Put the rules of ``settings`` on the node; return the iptables back end they went to.
+
+    Applying twice is applying once. Rules that an earlier version or other settings left (the other
+    back end, a family now off, chains of other names) are taken out. On failure raises KernelError
+    or HostError, and the node is as it was.
+    """
+    backend = iptables.choose_backend(settings.iptables)
+    other = _BACKENDS[1 - _BACKENDS.index(backend)]
+    before = {family: iptables.read_own(family, backend) for family in Family}
+    sets_before = _our_sets()
+    touched: list[Family] = []
+    try:
+        _apply_sets(settings)
+        texts = {
+            family: _iptables_text(family, settings, backend, before[family])
+            for family in settings.families
+        }
+        for family, text in texts.items():
+            iptables.restore(family, backend, text, only_check=True)
+        for family, text in texts.items():
+            touched.append(family)
+            iptables.restore(family, backend, text)
+        _apply_nft(settings)
+    except NfqproxyError:
+        for family in touched:
+            _put_back(family, backend, before[family])
+        for name in _our_sets() - sets_before:
+            _destroy_set(name)
+        raise
+    for family in Family:
+        if family not in settings.families:
+            _remove_iptables(family, backend)
+        _remove_iptables(family, other)
+    return backend
+
+
+def _iptables_text(
+    family: Family, settings: RuleSettings, backend: IptablesBackend, own: dict[str, OwnRules]
+) -> str:
+    comments = {}
+    if backend is IptablesBackend.NFT:
+        comments = iptables.made_here(family, HOOKS)
+        for table, chain in HOOKS:
+            mark = own.get(table, OwnRules()).made(chain)
+            if mark:
+                comments[table, chain] = mark
+    plain = iptables_text(family, settings)
+    # The text declares (and so empties) the chains it fills; only others must be deleted.
+    before = {
+        table: [
+            line
+            for line in rules.removal()
+            if line.startswith("-D") or f":{line.split()[1]} " not in plain
+        ]
+        for table, rules in own.items()
+    }
+    stray = {table: lines for table, lines in before.items() if f"*{table}\n" not in plain}
+    return iptables.restore_text(stray) + iptables_text(
+        family, settings, comments=comments, before=before
+    )
+
+
+def _put_back(family: Family, backend: IptablesBackend, before: dict[str, OwnRules]) -> None:
+    """Undo a restore that may have been committed in part."""
+    now = iptables.read_own(family, backend)
+    lines = {
+        table: now.get(table, OwnRules()).removal() + before.get(table, OwnRules()).restoration()
+        for table in {*now, *before}
+    }
+    iptables.restore(family, backend, iptables.restore_text(lines))
+    if backend is IptablesBackend.NFT:
+        iptables.drop_made(family, {t: own for t, own in now.items() if t not in before})
+
+
+def _apply_sets(settings: RuleSettings) -> None:
+    """Make the sets. One that exists with other parameters is exchanged for an empty new one."""
+    for family in settings.families:
+        for kind in ("frontends", "flows"):
+            line = create_set(kind, family, settings)
+            try:
+                commands.run(["ipset", "-exist", "restore"], line + "\n")
+            except KernelError:
+                name = f"{SET_PREFIX}{kind}-{int(family)}"
+                if name not in _our_sets():
+                    raise
+                fresh = f"{SET_PREFIX}next-{int(family)}"
+                commands.run(
+                    ["ipset", "restore"],
+                    f"{create_set(kind, family, settings, name=fresh)}\n"
+                    f"swap {fresh} {name}\ndestroy {fresh}\n",
+                )
+
+
+def _apply_nft(settings: RuleSettings) -> None:
+    """Load our tables in one transaction, keeping the elements of those that have the same shape.
+
+    A table that another mode or version made is replaced as a whole; its elements return with the
+    next full sync.
+    """
+    text = render(settings).nft
+    wanted = {_nft_name(family) for family in settings.families}
+    existing = _our_tables()
+    shape = set(_NFT_CHAIN.findall(text))
+    doomed = [table for table in existing if table not in wanted or _chains(table) != shape]
+    try:
+        commands.run(["nft", "-f", "-"], _delete(doomed) + text)
+    except KernelError:
+        # The same chains, but maps of the same name and another type.
+        if doomed == existing:
+            raise
+        commands.run(["nft", "-f", "-"], _delete(existing) + text)
+
+
+_NFT_CHAIN = re.compile(r"^\tchain (\S+) \{", re.MULTILINE)
+
+
+def _chains(table: str) -> set[str]:
+    listing = json.loads(commands.run(["nft", "-j", "list", "chains", table.split()[0]]))
+    return {
+        item["chain"]["name"]
+        for item in listing["nftables"]
+        if "chain" in item and item["chain"]["table"] == table.split()[1]
+    }
+
+
+def _delete(tables: list[str]) -> str:
+    return "".join(f"delete table {table}\n" for table in tables)
+
+
+def _nft_name(family: Family) -> str:
+    return f"{'ip' if family is Family.IPV4 else 'ip6'} {NFT_TABLE}"
+
+
+def cleanup() -> list[str]:
+    """Remove all that any version of nfqproxy made on this node; return what was removed.
+
+    Works with what tools there are, touches nothing else, and finds nothing the second time.
+    Entries of the connection tracking table stay: they serve established connections.
+    """
+    removed = []
+    for backend in _BACKENDS:
+        for family in Family:
+            removed += _remove_iptables(family, backend)
+    for table in _our_tables():
+        commands.run(["nft", "delete", "table", *table.split()])
+        removed.append(f"nft table {table}")
+    for name in sorted(_our_sets()):
+        _destroy_set(name)
+        removed.append(f"ipset {name}")
+    return removed
+
+
+def _remove_iptables(family: Family, backend: IptablesBackend) -> list[str]:
+    own = iptables.read_own(family, backend)
+    if not own:
+        return []
+    lines = {table: rules.removal() for table, rules in own.items()}
+    iptables.restore(family, backend, iptables.restore_text(lines))
+    word = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{backend.value}"
+    removed = []
+    for table, rules in own.items():
+        removed += [f"{word} {table}: rule {jump}" for jump in rules.jumps]
+        removed += [f"{word} {table}: chain {chain}" for chain in rules.chains]
+    if backend is IptablesBackend.NFT:
+        removed += iptables.drop_made(family, own)
+    return removed
+
+
+def _our_sets() -> set[str]:
+    if commands.find("ipset") is None:
+        return set()
+    names = commands.run(["ipset", "list", "-name"]).split()
+    return {name for name in names if name.startswith(SET_PREFIX)}
+
+
+def _our_tables() -> list[str]:
+    """Return "family name" of our nft tables."""
+    if commands.find("nft") is None:
+        return []
+    tables = []
+    for line in commands.run(["nft", "list", "tables"]).splitlines():
+        words = line.split()
+        if len(words) == 3 and (words[2] == NFT_TABLE or words[2].startswith(NFT_TABLE + "-")):
+            tables.append(f"{words[1]} {words[2]}")
+    return tables
+
+
+def _destroy_set(name: str) -> None:
+    for attempt in range(1, _BUSY_TRIES + 1):
+        try:
+            commands.run(["ipset", "destroy", name])
+            return
+        except commands.CommandError as error:
+            if "in use by a kernel component" not in error.stderr or attempt == _BUSY_TRIES:
+                raise
+        time.sleep(_BUSY_PAUSE_S)

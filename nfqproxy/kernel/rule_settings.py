@@ -1,0 +1,55 @@
+"""What the bootstrap rules depend on. Nothing here depends on the Services."""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from nfqproxy.errors import InputError
+from nfqproxy.model import Family
+
+__all__ = ["IptablesBackend", "RuleMode", "RuleSettings"]
+
+
+class RuleMode(StrEnum):
+    """Who serves a connection that no worker decides."""
+
+    REPLACE = "replace"
+    """Our own kernel fallback."""
+    OVERLAY = "overlay"
+    """kube-proxy, whose rules are on the node."""
+
+
+class IptablesBackend(StrEnum):
+    """Which of the kernel's two rule engines the iptables rules go to."""
+
+    AUTO = "auto"
+    """The one that holds other programs' rules, else the one the command ``iptables`` drives."""
+    NFT = "nft"
+    LEGACY = "legacy"
+
+
+class RuleSettings(Struct, frozen=True, kw_only=True):
+    """Settings of the bootstrap rules; a wrong one raises InputError naming it."""
+
+    mode: RuleMode = RuleMode.REPLACE
+    families: tuple[Family, ...] = (Family.IPV4, Family.IPV6)
+    first_queue: int = 100
+    """NFQUEUE number of the first worker, 0..65535; worker i reads ``first_queue + i``."""
+    queue_count: int = 1
+    """Number of workers, at least 1."""
+    flow_timeout_s: int = 25
+    """Life of a known UDP flow without packets, seconds; shorter than nf_conntrack_udp_timeout."""
+    iptables: IptablesBackend = IptablesBackend.AUTO
+
+    def __post_init__(self) -> None:
+        if not self.families or len(set(self.families)) != len(self.families):
+            raise InputError("families: name 4, 6 or both, each once")
+        if self.queue_count < 1:
+            raise InputError(f"queue_count: {self.queue_count} is not 1 or more")
+        if not 0 <= self.first_queue <= 65536 - self.queue_count:
+            raise InputError(
+                f"first_queue: queues {self.first_queue}..{self.first_queue + self.queue_count - 1}"
+                " do not fit into 0..65535"
+            )
+        if not 1 <= self.flow_timeout_s <= 2147483:
+            raise InputError(f"flow_timeout_s: {self.flow_timeout_s} is not within 1..2147483")

@@ -1,0 +1,169 @@
+"""The bootstrap rules as text: templates of ``rules/`` with the settings put in.
+
+What is printed by ``nfqproxy rules render`` is what is applied, except that ``apply`` also takes
+out the jumps of an earlier run and notes in a jump's comment which table or chain it had to make.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from string import Template
+
+from msgspec import Struct
+
+from nfqproxy.core.fallback import MASQUERADE_CHAINS, MAX_SLOTS
+from nfqproxy.errors import HostError
+from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
+from nfqproxy.model import Family
+
+__all__ = ["HOOKS", "PLAIN_COMMENT", "RenderedRules", "create_set", "iptables_text", "render"]
+
+HOOKS = (("mangle", "PREROUTING"), ("mangle", "OUTPUT"), ("raw", "PREROUTING"), ("raw", "OUTPUT"))
+"""The built-in chains that get a jump of ours."""
+
+PLAIN_COMMENT = "nfqproxy"
+"""Comment of a jump in a chain that was there before."""
+
+_INET = {Family.IPV4: "inet", Family.IPV6: "inet6"}
+_IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+_ADDR = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
+
+
+class RenderedRules(Struct, frozen=True, kw_only=True):
+    """The texts, each for standard input of the tool it is named after."""
+
+    ipset: str
+    """For ``ipset restore``."""
+    iptables: str
+    """For ``iptables-restore --noflush``; empty when IPv4 is off."""
+    ip6tables: str
+    """For ``ip6tables-restore --noflush``; empty when IPv6 is off."""
+    nft: str
+    """For ``nft -f -``."""
+
+    def sections(self) -> dict[str, str]:
+        """Return the texts that are not empty by the command that reads them, in order."""
+        texts = {
+            "ipset -exist restore": self.ipset,
+            "iptables-restore --noflush": self.iptables,
+            "ip6tables-restore --noflush": self.ip6tables,
+            "nft -f -": self.nft,
+        }
+        return {command: text for command, text in texts.items() if text}
+
+
+@cache
+def _template(name: str) -> Template:
+    package = Path(__file__).resolve().parents[1]
+    # An installed wheel carries the templates inside the package, a source tree beside it.
+    for folder in (package / "rules", package.parent / "rules"):
+        file = folder / name
+        if file.is_file():
+            return Template(file.read_text(encoding="utf-8"))
+    raise HostError(f"template {name} is missing from {package / 'rules'}; reinstall nfqproxy")
+
+
+def _lines(text: str) -> str:
+    """Drop lines that a parameter left empty."""
+    return "".join(line + "\n" for line in text.splitlines() if line.strip())
+
+
+def create_set(kind: str, family: Family, settings: RuleSettings, *, name: str = "") -> str:
+    """Return the ``create`` line of the set ``kind`` (frontends or flows), optionally renamed."""
+    text = _template("sets.ipset").substitute(
+        f=int(family), inet=_INET[family], flow_timeout_s=settings.flow_timeout_s
+    )
+    own = f"nfqproxy-{kind}-{int(family)}"
+    (line,) = (line for line in text.splitlines() if line.startswith(f"create {own} "))
+    return line.replace(own, name or own, 1)
+
+
+def iptables_text(
+    family: Family,
+    settings: RuleSettings,
+    *,
+    comments: Mapping[tuple[str, str], str] | None = None,
+    before: Mapping[str, Iterable[str]] | None = None,
+) -> str:
+    """Return the text for ``iptables-restore --noflush`` of one family.
+
+    ``comments`` gives the comment of the jump of (table, built-in chain), ``before`` the lines to
+    run ahead of the jumps in each table.
+    """
+    first, last = settings.first_queue, settings.first_queue + settings.queue_count - 1
+    comment = dict.fromkeys(HOOKS, PLAIN_COMMENT) | dict(comments or {})
+    ahead = dict(before or {})
+    return _lines(
+        _template("queue.iptables").substitute(
+            {f"{table}_{chain.lower()}": comment[table, chain] for table, chain in HOOKS},
+            f=int(family),
+            queue=f"--queue-num {first}" if first == last else f"--queue-balance {first}:{last}",
+            mangle_unhook="\n".join(ahead.get("mangle", ())),
+            raw_unhook="\n".join(ahead.get("raw", ())),
+        )
+    )
+
+
+def _backend_map(slot: int, family: Family) -> str:
+    match = f"inet_proto . {_ADDR[family]} . inet_service"
+    target = f"{_ADDR[family]} . inet_service"
+    return f"\tmap backends-{slot} {{\n\t\ttype {match} : {target}\n\t}}\n"
+
+
+def _slot_chain(slot: int, family: Family) -> str:
+    ip = _IP[family]
+    key = f"meta l4proto . {ip} daddr . th dport"
+    return f"\tchain slot-{slot} {{\n\t\tdnat {ip} to {key} map @backends-{slot}\n\t}}\n"
+
+
+def _pick_chain(count: int) -> str:
+    draw = ", ".join(f"{slot} : goto slot-{slot}" for slot in range(count))
+    return f"\tchain pick-{count} {{\n\t\tnumgen random mod {count} vmap {{ {draw} }}\n\t}}\n"
+
+
+def _masquerade_chain(name: str, classes: tuple[bool, bool, bool], family: Family) -> str:
+    """One of eight: which client classes (SEMANTICS 2.4: pod, node, elsewhere) are masqueraded."""
+    ip = _IP[family]
+    pod, node, external = classes
+    rules = [f"{ip} saddr . {ip} daddr @hairpin masquerade"]
+    if pod:
+        rules.append(f"{ip} saddr @pod-cidrs masquerade")
+    else:
+        rules.append(f"{ip} saddr @pod-cidrs {ip} daddr != @pod-cidrs masquerade")
+        rules.append(f"{ip} saddr @pod-cidrs return")
+    if node != external:
+        rules.append(f"fib saddr type local {'masquerade' if node else 'return'}")
+    if external:
+        rules.append("masquerade")
+    body = "".join(f"\t\t{rule}\n" for rule in rules)
+    return f"\tchain {name} {{\n{body}\t}}\n"
+
+
+def _nft_text(family: Family, settings: RuleSettings) -> str:
+    if settings.mode is RuleMode.OVERLAY:
+        return _template("keepalive.nft").substitute(ip=_IP[family], addr=_ADDR[family])
+    return _template("fallback.nft").substitute(
+        ip=_IP[family],
+        addr=_ADDR[family],
+        backend_maps="\n".join(_backend_map(slot, family) for slot in range(MAX_SLOTS)),
+        slot_chains="\n".join(_slot_chain(slot, family) for slot in range(MAX_SLOTS)),
+        pick_chains="\n".join(_pick_chain(count) for count in range(1, MAX_SLOTS + 1)),
+        masquerade_chains="\n".join(
+            _masquerade_chain(name, classes, family) for classes, name in MASQUERADE_CHAINS.items()
+        ),
+    )
+
+
+def render(settings: RuleSettings) -> RenderedRules:
+    """Return the bootstrap rules for a host that has none of ours yet."""
+    on = settings.families
+    return RenderedRules(
+        ipset="".join(
+            create_set(kind, family, settings) + "\n"
+            for family in on
+            for kind in ("frontends", "flows")
+        ),
+        iptables=iptables_text(Family.IPV4, settings) if Family.IPV4 in on else "",
+        ip6tables=iptables_text(Family.IPV6, settings) if Family.IPV6 in on else "",
+        nft="".join(_nft_text(family, settings) for family in on),
+    )

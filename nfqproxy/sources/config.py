@@ -1,0 +1,136 @@
+"""The configuration file: YAML, ``kind: NfqproxyConfiguration``.
+
+Field names are those of kube-proxy's v1alpha1 file wherever they mean the same. An unknown field is an
+error that names it and the nearest known one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nfqproxy.control.address import canonical_cidr, canonical_ip
+from nfqproxy.errors import InputError, ManifestError
+from nfqproxy.sources import paths as on_disk
+from nfqproxy.sources.document import DocumentError, parse_yaml
+from nfqproxy.sources.manifest import Shape
+from nfqproxy.sources.schema import FieldError, convert, one_of
+
+KIND = "NfqproxyConfiguration"
+API_VERSION = "nfqproxy.io/v1alpha1"
+MODES = ("replace", "overlay")
+READERS = ("netlink", "netfilterqueue")
+IPTABLES = ("auto", "nft", "legacy")
+_MAX_WORKERS = 64
+_MAX_QUEUE = 65535
+
+
+class ProxyConfig(Shape, frozen=True, kw_only=True):
+    """What a proxy needs to know beside its Services. Field names in the file are in camel case."""
+
+    api_version: str = API_VERSION
+    kind: str = KIND
+    mode: str = "replace"
+    """replace: be the node proxy; overlay: beside a running kube-proxy."""
+    manifests: list[str] = []
+    """Files and directories of manifests, relative to the working directory."""
+    hostname_override: str = ""
+    """Name of this node in the cluster; empty: the host's name in lower case."""
+    node_addresses: list[str] = []
+    """Addresses of this node beside those of its Node object; the first of a family is its primary
+    one where there is no Node object."""
+    node_port_addresses: list[str] = ["primary"]
+    """"primary" or addresses of this node on which node ports are served."""
+    cluster_cidr: str = ""
+    """Pod networks, comma separated; empty: nothing tells pods from other clients."""
+    masquerade_all: bool = False
+    steer_all: bool = False
+    """Overlay mode: steer every Service, not only those labelled nfqproxy.io/steer: "true"."""
+    workers: int = 1
+    reader: str = "netlink"
+    """netlink: the project's own queue reader; netfilterqueue: the package of that name."""
+    first_queue: int = 100
+    """NFQUEUE number of the first worker, the others follow."""
+    queue_length: int = 4096
+    """Packets that may wait for a worker; further ones are served by what stands behind the queue."""
+    seed: int | None = None
+    """Seed of the balancers' random numbers; none: from the system."""
+    iptables: str = "auto"
+    """nft, legacy or auto: the back end that the node's other rules use."""
+
+    @property
+    def cluster_cidrs(self) -> tuple[str, ...]:
+        """The pod networks, one by one."""
+        return tuple(cidr.strip() for cidr in self.cluster_cidr.split(",") if cidr.strip())
+
+
+def load(path: Path) -> ProxyConfig:
+    """Read a configuration file; ManifestError names the file and the field."""
+    try:
+        documents = [value for value in parse_yaml(on_disk.read(path).decode()) if value is not None]
+    except DocumentError as error:
+        raise ManifestError(str(error), file=str(path)) from None
+    except UnicodeDecodeError:
+        raise ManifestError("is not UTF-8 text; save it as UTF-8", file=str(path)) from None
+    document: Any = documents[0] if len(documents) == 1 else None
+    if not isinstance(document, dict):
+        raise ManifestError(
+            f"must hold exactly one YAML mapping with kind: {KIND}", file=str(path)
+        )
+    try:
+        one_of("kind", str(document.get("kind") or KIND), (KIND,))
+        one_of("apiVersion", str(document.get("apiVersion") or API_VERSION), (API_VERSION,))
+        return check(convert(document, ProxyConfig, strict=True))
+    except FieldError as error:
+        raise ManifestError(error.problem, file=str(path), field=error.path) from None
+
+
+def check(config: ProxyConfig) -> ProxyConfig:
+    """The configuration with canonical addresses; FieldError for a value out of range."""
+    one_of("mode", config.mode, MODES)
+    one_of("reader", config.reader, READERS)
+    one_of("iptables", config.iptables, IPTABLES)
+    _within("workers", config.workers, 1, _MAX_WORKERS)
+    _within("firstQueue", config.first_queue, 0, _MAX_QUEUE + 1 - config.workers)
+    _within("queueLength", config.queue_length, 1, 1 << 20)
+    cidrs = []
+    for cidr in config.cluster_cidrs:
+        try:
+            cidrs.append(canonical_cidr(cidr))
+        except ValueError:
+            raise FieldError(
+                "clusterCIDR", f'"{cidr}" is no network; write it like 10.244.0.0/16'
+            ) from None
+    return msgspec.structs.replace(
+        config,
+        cluster_cidr=",".join(cidrs),
+        node_addresses=_ips("nodeAddresses", config.node_addresses),
+        node_port_addresses=config.node_port_addresses
+        if config.node_port_addresses == ["primary"]
+        else _ips("nodePortAddresses", config.node_port_addresses),
+    )
+
+
+def check_flags(config: ProxyConfig) -> ProxyConfig:
+    """``check`` for values from the command line: InputError instead of FieldError."""
+    try:
+        return check(config)
+    except FieldError as error:
+        raise InputError(str(error)) from None
+
+
+def _within(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise FieldError(field, f"{value} is not within {low}..{high}")
+
+
+def _ips(field: str, addresses: list[str]) -> list[str]:
+    found = []
+    for index, address in enumerate(addresses):
+        try:
+            found.append(canonical_ip(address))
+        except ValueError:
+            raise FieldError(
+                f"{field}[{index}]", f'"{address}" is no IP address of this node'
+            ) from None
+    return found

@@ -1,0 +1,221 @@
+"""The file source: ordinary Kubernetes manifests in YAML or JSON, read once or followed.
+
+A file may hold several documents and ``kind: List`` (or ServiceList and the like). All or nothing:
+one fault anywhere and the whole new state is refused.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from nfqproxy.control.objects import (
+    EndpointSlice,
+    KubernetesObject,
+    Node,
+    Objects,
+    Service,
+    ServiceCidr,
+)
+from nfqproxy.errors import ManifestError
+from nfqproxy.sources import paths as on_disk
+from nfqproxy.sources.decode import KINDS, decode, object_name
+from nfqproxy.sources.document import DocumentError, Value, parse_json, parse_yaml
+from nfqproxy.sources.fields import Context
+from nfqproxy.sources.watch import watch
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.15
+"""A bad file is read again after this long before it is called bad, seconds: editors that write in
+place leave it empty or cut off for a moment."""
+
+
+def load(paths: Sequence[Path]) -> Objects:
+    """All objects of these files and directories; raises ManifestError."""
+    return Loader(paths).load()
+
+
+_FileObjects: TypeAlias = tuple[bytes, tuple[KubernetesObject, ...]]
+
+
+class Loader:
+    """Reads the paths; the next time only the files whose bytes have altered are decoded."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+        # File -> digest of its bytes, and the objects in it.
+        self._known: dict[Path, _FileObjects] = {}
+
+    def load(self) -> Objects:
+        """All objects, sorted by kind and name; raises ManifestError."""
+        known: dict[Path, _FileObjects] = {}
+        found: dict[str, KubernetesObject] = {}
+        for file in on_disk.files(self._paths):
+            data = on_disk.read(file)
+            digest = hashlib.blake2b(data, digest_size=16).digest()
+            before = self._known.get(file)
+            if before is not None and before[0] == digest:
+                known[file] = before
+            else:
+                known[file] = (digest, tuple(_objects(file, data)))
+            for item in known[file][1]:
+                _add(found, item)
+        if not found:
+            raise ManifestError(
+                f"no {', '.join(KINDS)} in it; give manifests of Services and EndpointSlices",
+                file=", ".join(map(str, self._paths)),
+            )
+        self._known = known
+        values = [found[name] for name in sorted(found)]
+        return Objects(
+            services=tuple(value for value in values if isinstance(value, Service)),
+            endpoint_slices=tuple(value for value in values if isinstance(value, EndpointSlice)),
+            nodes=tuple(value for value in values if isinstance(value, Node)),
+            service_cidrs=tuple(value for value in values if isinstance(value, ServiceCidr)),
+        )
+
+
+class FileSource:
+    """The objects of some paths, now and after every change.
+
+    :meth:`load` first, which raises what is wrong; then iterate over :meth:`changes`, which raises
+    nothing for a bad file: it logs the fault once, keeps the last good objects and tells
+    the fault in :attr:`last_error` until the files are mended.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+        self._loader = Loader(paths)
+        self._status: on_disk.Status | None = None
+        self._lock = asyncio.Lock()
+        self.objects = Objects()
+        """The last good state."""
+        self.last_error: str | None = None
+        """What is wrong with the files as they are now; None: nothing."""
+
+    def load(self) -> Objects:
+        """Read the paths now, for the start of the program; raises ManifestError."""
+        self._status = on_disk.status(self._paths)
+        self.objects = self._loader.load()
+        self.last_error = None
+        return self.objects
+
+    async def reload(self) -> Objects | None:
+        """Read the paths again; the objects if they differ from the last good ones, else None."""
+        async with self._lock:
+            try:
+                objects = await self._read_patiently()
+            except ManifestError as error:
+                if self.last_error != str(error):
+                    self.last_error = str(error)
+                    logger.error("%s; the last good state stays in force", error)
+                return None
+            if self.last_error is not None:
+                self.last_error = None
+                logger.info("%s: good again", ", ".join(map(str, self._paths)))
+            if objects == self.objects:
+                return None
+            self.objects = objects
+            return objects
+
+    async def changes(self, stop: asyncio.Event) -> AsyncGenerator[Objects, None]:
+        """The objects after every change that alters them, until ``stop`` is set."""
+        watcher = watch(self._paths, stop, since=self._status)
+        async with contextlib.aclosing(watcher) as bursts:
+            async for _ in bursts:
+                objects = await self.reload()
+                if objects is not None:
+                    yield objects
+
+    async def _read_patiently(self) -> Objects:
+        # In a thread: a large YAML file takes long enough to be felt by the event loop.
+        try:
+            return await asyncio.to_thread(self._loader.load)
+        except ManifestError:
+            await asyncio.sleep(RETRY_S)
+            return await asyncio.to_thread(self._loader.load)
+
+
+def _add(found: dict[str, KubernetesObject], item: KubernetesObject) -> None:
+    name = object_name(item)
+    twin = found.setdefault(name, item)
+    if twin is not item:
+        where = "twice in this file" if twin.origin == item.origin else f"in {twin.origin} too"
+        raise ManifestError(
+            f"is given {where}; remove one of the two", file=item.origin, object_name=name
+        )
+
+
+def _objects(file: Path, data: bytes) -> Iterator[KubernetesObject]:
+    """The objects in one file's bytes; raises ManifestError."""
+    context = Context(str(file))
+    is_empty = True
+    try:
+        text = data.decode("utf-8-sig")
+        values = iter([parse_json(text)]) if file.suffix == ".json" else parse_yaml(text)
+        for number, value in enumerate(values, 1):
+            if value is None:
+                continue  # nothing between two "---"
+            is_empty = False
+            yield from _unfold(value, context, f"document {number}")
+    except DocumentError as error:
+        raise ManifestError(
+            error.problem,
+            file=str(file),
+            field=f"line {error.line}, column {error.column}" if error.line else "",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"is not UTF-8 text at byte {error.start + 1}; save it as UTF-8", file=str(file)
+        ) from None
+    if is_empty:
+        raise ManifestError("is empty; put manifests in it or remove it", file=str(file))
+
+
+def _unfold(value: Value, context: Context, position: str) -> Iterator[KubernetesObject]:
+    """The objects of one document, which may be a list of objects."""
+    if not isinstance(value, dict) or not (kind := _list_kind(value)):
+        item = decode(value, context, position)
+        if item is not None:
+            yield item
+        return
+    items = value.get("items")
+    if items is not None and not isinstance(items, list):
+        raise ManifestError(
+            "must be a list of objects",
+            file=context.origin,
+            object_name=f"{value['kind']} ({position})",
+            field="items",
+        )
+    group, version = KINDS.get(kind, ("", ""))
+    for index, inner in enumerate(items or ()):
+        at = f"{position}, items[{index}]"
+        if not isinstance(inner, dict):
+            decode(inner, context, at)  # raises
+            continue
+        if _list_kind(inner):
+            raise ManifestError(
+                "is a list inside a list; write its items out",
+                file=context.origin,
+                object_name=f"{inner['kind']} ({at})",
+            )
+        if kind in KINDS and "kind" not in inner:
+            # The API's own lists (ServiceList) do not repeat the kind in their items.
+            inner = {"apiVersion": f"{group}/{version}".lstrip("/"), "kind": kind, **inner}
+        item = decode(inner, context, at)
+        if item is not None:
+            yield item
+
+
+def _list_kind(value: dict[object, object]) -> str:
+    """For a list "List" or the kind of its items, else empty."""
+    kind = value.get("kind")
+    if kind == "List" and value.get("apiVersion") == "v1":
+        return "List"
+    if isinstance(kind, str) and kind.removesuffix("List") in KINDS and kind.endswith("List"):
+        return kind.removesuffix("List")
+    return ""

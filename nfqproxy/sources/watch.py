@@ -1,0 +1,60 @@
+"""Following manifest paths by inotify (watchfiles).
+
+Watched are the directories that hold the files, not the files: so an editor's rename-over and a
+ConfigMap's swap of its ``..data`` link are seen. What inotify cannot tell (a watched directory
+removed and made anew, the far end of a chain of links, a network file system, a change before the
+watch stood) shows in a comparison of file status every :data:`RECHECK_S` seconds.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+import watchfiles
+
+from nfqproxy.sources import paths as on_disk
+
+RECHECK_S = 1.0
+"""How often file status is compared beside inotify, seconds."""
+SETTLE_MS = 20
+"""A burst of changes ends after this long without one, milliseconds."""
+BURST_MS = 400
+"""A burst that does not end is told after this long, milliseconds."""
+
+
+async def watch(
+    paths: Sequence[Path], stop: asyncio.Event, *, since: on_disk.Status | None = None
+) -> AsyncGenerator[None, None]:
+    """One None after each burst of changes to the paths, until ``stop`` is set.
+
+    ``since`` is the status before the last reading (default: now), so that a change between that
+    reading and the first wait is told too. The paths need not exist.
+    """
+    seen = on_disk.status(paths) if since is None else since
+    while not stop.is_set():
+        directories = on_disk.directories(paths)
+        watcher = watchfiles.awatch(
+            *directories,
+            watch_filter=None,
+            debounce=BURST_MS,
+            step=SETTLE_MS,
+            stop_event=stop,
+            rust_timeout=round(RECHECK_S * 1000),
+            yield_on_timeout=True,
+            recursive=False,
+        )
+        try:
+            async with contextlib.aclosing(watcher) as bursts:
+                async for burst in bursts:
+                    names = set(on_disk.candidates(paths))
+                    now = on_disk.status(paths)
+                    # A write that leaves time and size as they were is told by inotify alone.
+                    if now != seen or any(name in names for _, name in burst):
+                        seen = now
+                        yield None
+                    if on_disk.directories(paths) != directories:
+                        break
+        except FileNotFoundError:
+            # A directory went between listing and watching: list again.
+            await asyncio.sleep(0.05)

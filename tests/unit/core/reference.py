@@ -1,0 +1,90 @@
+"""The slow and obvious twin of ``core.dataplane``: parses with the codec, decides by the plan, encodes anew.
+
+It shares with the fast path only the codecs and the balancer (seeded alike), so that the two can be held
+equal packet by packet.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address, ip_network
+from random import Random
+
+from nfqproxy import balancers
+from nfqproxy.core.template import ENTRY_TIMEOUT_S
+from nfqproxy.errors import CodecError
+from nfqproxy.model import ClientClass, FrontendKey, FrontendPlan, Protocol, Verdict
+from nfqproxy.wire import ctnetlink, packet
+
+
+def client_class(src: bytes, cidrs: Sequence[str], node: Sequence[str]) -> ClientClass:
+    address = ip_address(src)
+    if any(address in ip_network(c) for c in cidrs if ip_network(c).version == address.version):
+        return ClientClass.POD
+    if str(address) in node or address in ip_network("127.0.0.0/8"):
+        return ClientClass.NODE
+    return ClientClass.EXTERNAL
+
+
+def assemble(
+    packets: Sequence[tuple[int, int, bytes]],
+    plans: Mapping[FrontendKey, FrontendPlan],
+    *,
+    seed: int,
+    cidrs: Sequence[str],
+    node: Sequence[str],
+    masquerade_source: Callable[[bytes], bytes | None],
+) -> tuple[list[bytes], list[int]]:
+    rng = Random(seed)
+    pickers = {}
+    for key, plan in plans.items():
+        for index, candidates in enumerate(plan.candidate_sets):
+            balancer = balancers.create(plan.balancer)
+            balancer.update([backend.weight for backend in candidates.backends], rng)
+            pickers[key, index] = balancer
+    entries: list[bytes] = []
+    dropped: list[int] = []
+    for packet_id, _hook, payload in packets:
+        try:
+            headers = packet.parse(payload)
+        except CodecError:
+            continue
+        if headers.is_fragment or headers.protocol not in set(Protocol):
+            continue
+        key = FrontendKey(
+            Protocol(headers.protocol), str(ip_address(headers.dst)), headers.dst_port
+        )
+        plan = plans.get(key)
+        if plan is None:
+            continue
+        who = client_class(headers.src, cidrs, node)
+        action = plan.actions[who]
+        if action.verdict is Verdict.DROP:
+            dropped.append(packet_id)
+        if action.verdict is not Verdict.BACKEND:
+            continue
+        index = pickers[key, action.candidates].pick()
+        if index < 0:
+            continue
+        backend = plan.candidate_sets[action.candidates].backends[index]
+        address = ip_address(backend.address).packed
+        masquerade = (
+            action.masquerade
+            or headers.src == address
+            or (who is ClientClass.POD and not backend.in_pod_network)
+        )
+        source = masquerade_source(address) if masquerade else None
+        entries.append(
+            ctnetlink.new_entry(
+                ctnetlink.Tuple(
+                    src=headers.src,
+                    dst=headers.dst,
+                    protocol=headers.protocol,
+                    src_port=headers.src_port,
+                    dst_port=headers.dst_port,
+                ),
+                dnat=ctnetlink.Nat(address=address, port=backend.port),
+                snat=ctnetlink.Nat(address=source) if source is not None else None,
+                timeout_s=ENTRY_TIMEOUT_S,
+                seq=len(entries) + 1,
+            )
+        )
+    return entries, dropped

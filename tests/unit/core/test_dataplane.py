@@ -1,0 +1,295 @@
+"""The packet path: equal to the obvious reference for any plan and packet, and robust by itself."""
+
+import struct
+from ipaddress import ip_address
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nfqproxy.core.dataplane import Dataplane
+from nfqproxy.core.sources import SourceClassifier
+from nfqproxy.model import (
+    Action,
+    Backend,
+    CandidateSet,
+    ClientClass,
+    FrontendKey,
+    FrontendKind,
+    FrontendPlan,
+    Protocol,
+    TrafficPolicy,
+    Verdict,
+)
+from nfqproxy.wire import ctnetlink, nlmsg
+from tests.unit.core import reference
+
+CIDRS = ("10.244.0.0/16", "fd00:10:244::/56")
+NODE = ("192.0.2.1", "2001:db8:2::1")
+SOURCES = {4: bytes([192, 0, 2, 1]), 16: ip_address("2001:db8:2::1").packed}
+ROUTELESS = ip_address("10.244.9.9").packed
+
+
+def masquerade_source(address: bytes) -> bytes | None:
+    return None if address == ROUTELESS else SOURCES[len(address)]
+
+
+def classifier() -> SourceClassifier:
+    return SourceClassifier(CIDRS, [ip_address(address).packed for address in NODE])
+
+
+def ipv4(src: str, dst: str, sport: int, dport: int, protocol: int, options: int = 0) -> bytes:
+    length = 20 + options
+    header = struct.pack(
+        "!BBHHHBBH4s4s",
+        0x40 | length // 4,
+        0,
+        length + 20,
+        7,
+        0x4000,
+        64,
+        protocol,
+        0,
+        ip_address(src).packed,
+        ip_address(dst).packed,
+    )
+    return header + b"\x01" * options + struct.pack("!HH16x", sport, dport)
+
+
+def ipv6(src: str, dst: str, sport: int, dport: int, protocol: int, extension: bool) -> bytes:
+    inner = struct.pack("!HH16x", sport, dport)
+    following = protocol
+    if extension:  # one destination options header: next header, length 0 (8 bytes), PadN
+        inner = bytes([protocol, 0, 1, 4, 0, 0, 0, 0]) + inner
+        following = 60
+    addresses = ip_address(src).packed + ip_address(dst).packed
+    return struct.pack("!IHBB", 6 << 28, len(inner), following, 64) + addresses + inner
+
+
+VIPS4 = ["10.96.0.80", "10.96.0.81", "192.0.2.1"]
+VIPS6 = ["fd00:10:96::80", "fd00:10:96::81"]
+BACKENDS4 = ["10.244.1.11", "10.244.1.12", "10.244.9.9", "192.0.2.7"]
+BACKENDS6 = ["fd00:10:244:1::11", "fd00:10:244:1::12", "2001:db8:2::7"]
+CLIENTS4 = ["192.0.2.10", "10.244.1.11", "10.244.1.12", "192.0.2.1", "127.0.0.1", "192.0.2.7"]
+CLIENTS6 = ["2001:db8:2::10", "fd00:10:244:1::11", "2001:db8:2::1"]
+PORTS = [80, 53]
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> dict[FrontendKey, FrontendPlan]:
+    found = {}
+    for _ in range(draw(st.integers(1, 4))):
+        six = draw(st.booleans())
+        key = FrontendKey(
+            draw(st.sampled_from(list(Protocol))),
+            draw(st.sampled_from(VIPS6 if six else VIPS4)),
+            draw(st.sampled_from(PORTS)),
+        )
+        sets = tuple(
+            CandidateSet(
+                backends=tuple(
+                    Backend(
+                        address=address,
+                        port=draw(st.sampled_from([8080, 53])),
+                        weight=draw(st.integers(0, 5)),
+                        in_pod_network=draw(st.booleans()),
+                    )
+                    for address in draw(
+                        st.lists(st.sampled_from(BACKENDS6 if six else BACKENDS4), max_size=4)
+                    )
+                )
+            )
+            for _ in range(2)
+        )
+        actions = tuple(
+            Action(
+                verdict=draw(st.sampled_from(list(Verdict))),
+                candidates=draw(st.integers(0, 1)),
+                masquerade=draw(st.booleans()),
+            )
+            for _ in ClientClass
+        )
+        found[key] = FrontendPlan(
+            key=key,
+            kind=FrontendKind.CLUSTER_IP,
+            namespace="default",
+            service="web",
+            port_name="",
+            policy=TrafficPolicy.CLUSTER,
+            candidate_sets=sets,
+            actions=(actions[0], actions[1], actions[2]),
+        )
+    return found
+
+
+@st.composite
+def payloads(draw: st.DrawFn) -> bytes:
+    sport, dport = draw(st.integers(1, 65535)), draw(st.sampled_from([*PORTS, 81]))
+    protocol = draw(st.sampled_from([6, 17, 132, 47]))
+    if draw(st.booleans()):
+        clients, vips = st.sampled_from(CLIENTS6), st.sampled_from(VIPS6)
+        packet = ipv6(draw(clients), draw(vips), sport, dport, protocol, draw(st.booleans()))
+    else:
+        clients, vips = st.sampled_from(CLIENTS4), st.sampled_from(VIPS4)
+        options = draw(st.sampled_from([0, 0, 0, 4]))
+        packet = ipv4(draw(clients), draw(vips), sport, dport, protocol, options)
+    if draw(st.integers(0, 9)) == 0:
+        return packet[: draw(st.integers(0, len(packet)))]
+    return packet
+
+
+@settings(max_examples=300, deadline=None)
+@given(plans(), st.lists(payloads(), max_size=12), st.integers(0, 3))
+def test_equals_the_reference(
+    table: dict[FrontendKey, FrontendPlan], packets: list[bytes], seed: int
+) -> None:
+    queued = [(index + 1, 0, payload) for index, payload in enumerate(packets)]
+    dataplane = Dataplane(
+        rng=Random(seed), classifier=classifier(), masquerade_source=masquerade_source
+    )
+    dataplane.upsert(table.values())
+    expected = reference.assemble(
+        queued,
+        table,
+        seed=seed,
+        cidrs=CIDRS,
+        node=NODE,
+        masquerade_source=masquerade_source,
+    )
+    assert dataplane.assemble(queued) == expected
+
+
+def one_plan(
+    weights: tuple[int, ...] = (5, 3, 2), *, masquerade: bool = False, first: int = 11
+) -> FrontendPlan:
+    action = Action(verdict=Verdict.BACKEND, masquerade=masquerade)
+    return FrontendPlan(
+        key=FrontendKey(Protocol.TCP, "10.96.0.80", 80),
+        kind=FrontendKind.CLUSTER_IP,
+        namespace="default",
+        service="web",
+        port_name="",
+        policy=TrafficPolicy.CLUSTER,
+        candidate_sets=(
+            CandidateSet(
+                backends=tuple(
+                    Backend(address=f"10.244.1.{first + index}", port=8080, weight=weight)
+                    for index, weight in enumerate(weights)
+                )
+            ),
+            CandidateSet(backends=()),
+        ),
+        actions=(action, action, action),
+    )
+
+
+def syn(sport: int, client: str = "192.0.2.10") -> tuple[int, int, bytes]:
+    return sport, 0, ipv4(client, "10.96.0.80", sport, 80, 6)
+
+
+def make(*plans: FrontendPlan) -> Dataplane:
+    dataplane = Dataplane(
+        rng=Random(1), classifier=classifier(), masquerade_source=masquerade_source
+    )
+    dataplane.upsert(plans)
+    return dataplane
+
+
+def parsed(entry: bytes) -> tuple[int, ctnetlink.Tuple]:
+    message = next(iter(nlmsg.messages(entry)))
+    return message.seq, ctnetlink.parse_entry(message.payload).original
+
+
+def test_sequence_numbers_count_entries_not_packets() -> None:
+    other = (9, 0, ipv4("192.0.2.10", "10.96.0.99", 1000, 80, 6))
+    entries, dropped = make(one_plan()).assemble([syn(1000), other, syn(1001)])
+    assert [parsed(entry)[0] for entry in entries] == [1, 2]
+    assert [parsed(entry)[1].src_port for entry in entries] == [1000, 1001]
+    assert dropped == []
+
+
+def test_an_unknown_frontend_is_counted_and_passes() -> None:
+    dataplane = make(one_plan())
+    assert dataplane.assemble([(1, 0, ipv4("192.0.2.10", "10.96.0.99", 1, 80, 6))]) == ([], [])
+    assert dataplane.unknown == 1
+
+
+def test_a_removed_frontend_is_unknown() -> None:
+    dataplane = make(one_plan())
+    dataplane.remove([one_plan().key])
+    assert dataplane.assemble([syn(1000)]) == ([], [])
+    assert len(dataplane) == 0
+
+
+def test_an_update_keeps_counters_of_backends_that_stay() -> None:
+    dataplane = make(one_plan((1, 0, 0)))
+    dataplane.assemble([syn(1000)])
+    dataplane.upsert([one_plan((1, 1, 1))])
+    assert dataplane.picks() == {(one_plan().key, bytes([10, 244, 1, 11]), 8080): 1}
+
+
+def test_drained_backend_still_counts_as_living() -> None:
+    dataplane = make(one_plan((1, 0, 0)))
+    key = bytes([10, 96, 0, 80, 0, 80])
+    assert dataplane.has_backend(key, 6, bytes([10, 244, 1, 13]), 8080)
+    assert not dataplane.has_backend(key, 6, bytes([10, 244, 1, 14]), 8080)
+    assert not dataplane.has_backend(key, 47, bytes([10, 244, 1, 13]), 8080)
+
+
+def test_routes_are_asked_again_after_a_change() -> None:
+    asked = []
+
+    def source(address: bytes) -> bytes:
+        asked.append(address)
+        return bytes([192, 0, 2, len(asked)])
+
+    dataplane = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=source)
+    dataplane.upsert([one_plan((1,), masquerade=True)])
+    first = dataplane.assemble([syn(1000)])
+    assert dataplane.assemble([syn(1000)]) == first
+    dataplane.forget_masquerade_sources()
+    assert dataplane.assemble([syn(1000)]) != first
+    assert len(asked) == 2
+
+
+def test_without_a_route_the_connection_is_made_unmasqueraded_and_counted() -> None:
+    dataplane = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: None)
+    dataplane.upsert([one_plan((1,), masquerade=True)])
+    entries, _ = dataplane.assemble([syn(1000), syn(1001)])
+    assert len(entries) == 2
+    assert dataplane.no_route == 2
+
+
+def test_a_raising_balancer_costs_its_own_packets_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def update(self, weights: object, rng: Random) -> None: ...
+
+        def pick(self) -> int:
+            raise ZeroDivisionError
+
+        def probabilities(self) -> tuple[float, ...]:
+            return ()
+
+    from nfqproxy import balancers
+
+    monkeypatch.setitem(balancers._REGISTRY, "broken", Broken)
+    import msgspec
+
+    broken = msgspec.structs.replace(
+        one_plan(), key=FrontendKey(Protocol.TCP, "10.96.0.81", 80), balancer="broken"
+    )
+    dataplane = make(one_plan(), broken)
+    entries, dropped = dataplane.assemble(
+        [(1, 0, ipv4("192.0.2.10", "10.96.0.81", 1, 80, 6)), syn(1000)]
+    )
+    assert len(entries) == 1
+    assert dropped == []
+    assert dataplane.failed_picks == 1
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_survived(payload: bytes) -> None:
+    entries, dropped = make(one_plan()).assemble([(1, 0, payload), syn(1000)])
+    assert len(entries) >= 1
+    assert dropped == []
