@@ -1,22 +1,24 @@
-"""Processes that the bench starts: placed on a CPU, ended by their own pid."""
+"""Processes that the bench starts: placed on a CPU, heard, ended by their own pid."""
 
 import contextlib
 import os
-import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-_GRACE_S = 10
+from nfqproxy.kernel.netns import Namespace
+
+_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     """A running program and what it has said."""
 
+    place: Namespace
     popen: subprocess.Popen[bytes]
     output: IO[bytes]
     errors: IO[bytes]
@@ -36,31 +38,23 @@ class Service:
 
     def stop(self) -> int:
         """Ends it with SIGTERM, after a grace with SIGKILL; its exit status."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGTERM)
-            try:
-                self.popen.wait(_GRACE_S)
-            except subprocess.TimeoutExpired:
-                # The group is the program's own: it was started as the leader of a new session.
-                os.killpg(self.pid, signal.SIGKILL)
-        return self.popen.wait()
+        return self.place.stop(self.popen, grace_s=_GRACE_S)
 
 
 @contextlib.contextmanager
-def service(command: Sequence[str], *, cpu: int) -> Iterator[Service]:
-    """Starts a program on one CPU; its own session, so that Ctrl-C reaches only the bench."""
+def service(place: Namespace, *command: str, cpu: int) -> Iterator[Service]:
+    """Starts a program in a namespace on one CPU, ended with the context.
+
+    It leads a session of its own, so that Ctrl-C reaches only the bench.
+    """
     with (
         tempfile.NamedTemporaryFile(prefix="nfqb-out-") as output,
         tempfile.NamedTemporaryFile(prefix="nfqb-err-") as errors,
     ):
-        popen = subprocess.Popen(
-            ["taskset", "-c", str(cpu), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-            start_new_session=True,
-        )
-        running = Service(popen, output, errors)
+        # taskset becomes the program: the pid is the program's.
+        words = ("taskset", "-c", str(cpu), *command)
+        popen = place.popen(*words, stdout=output, stderr=errors)
+        running = Service(place, popen, output, errors)
         try:
             yield running
         finally:

@@ -17,14 +17,16 @@ n1 10.244.1.0/24; load comes from 198.18.0.0/15 (RFC 2544), routed back to the c
 
 import contextlib
 import json
+import os
 import re
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.netns import Namespace, namespace
 from nfqproxy.errors import HostError
+from nfqproxy.kernel.netns import Namespace, NamespaceGroup, Veth
 
 VIP = "10.96.0.10"
 PORT = 80
@@ -90,13 +92,13 @@ class World:
 
     def sink_packets(self) -> dict[str, int]:
         """Packets that arrived at each backend, by ``address:port``, since the world was made."""
-        links = json.loads(self.node.ip("-j", "-s", "link", "show", "type", "veth"))
+        links = json.loads(self._said("ip", "-j", "-s", "link", "show", "type", "veth"))
         sent = {link["ifname"]: int(link["stats64"]["tx"]["packets"]) for link in links}
         return {str(backend): sent[backend.device] for backend in self.backends}
 
     def entries(self) -> Entries:
         """The connections to the Service that conntrack holds now."""
-        text = self.node.run("conntrack", "-L", "-p", "tcp", "--orig-dst", VIP)
+        text = self._said("conntrack", "-L", "-p", "tcp", "--orig-dst", VIP)
         known = {str(backend) for backend in self.backends}
         clients: set[tuple[str, str]] = set()
         translated: Counter[str] = Counter()
@@ -112,14 +114,14 @@ class World:
 
     def counters(self) -> Counters:
         """The loss counters of the queues and of conntrack."""
-        queues = self.node.run("cat", "/proc/net/netfilter/nfnetlink_queue")
+        queues = self._said("cat", "/proc/net/netfilter/nfnetlink_queue")
         queued = dropped = 0
         for line in queues.splitlines():
             # queue, portid, waiting, copy mode, range, queue_dropped, user_dropped, id, 1
             fields = line.split()
             queued += int(fields[7])
             dropped += int(fields[5]) + int(fields[6])
-        head, *cpus = self.node.run("cat", "/proc/net/stat/nf_conntrack").splitlines()
+        head, *cpus = self._said("cat", "/proc/net/stat/nf_conntrack").splitlines()
         names = head.split()
         for cpu in cpus:
             values = dict(zip(names, cpu.split(), strict=True))
@@ -132,37 +134,48 @@ class World:
         """Empties the node's conntrack table."""
         self.node.run("conntrack", "-F")
 
+    def _said(self, *command: str) -> str:
+        return self.node.run(*command).stdout
+
 
 @contextlib.contextmanager
 def world(weights: tuple[int, ...]) -> Iterator[World]:
     """A new world with one backend per weight, removed at the end."""
-    with contextlib.ExitStack() as stack:
-        client = stack.enter_context(namespace("client"))
-        node = stack.enter_context(namespace("node"))
-        sink = stack.enter_context(namespace("sink"))
+    # The pid tells whose namespaces these are, the random part two worlds of one run.
+    prefix = f"nfqb-{os.getpid()}-{secrets.token_hex(2)}-"
+    with NamespaceGroup(prefix) as group:
+        group.create(["client", "node", "sink"])
+        client, node, sink = group
         backends = tuple(
             Backend(address=f"10.244.1.{10 + index}", weight=weight, device=f"sink{index}")
             for index, weight in enumerate(weights)
         )
-        for one in (client, node, sink):
-            # No neighbour or router discovery: only the load's packets move the counters.
-            one.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
-            one.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
-        node.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        peer = ["peer", "name", "uplink", "address", NODE_MAC, "netns", node.name]
-        client.ip("link", "add", "uplink", "address", CLIENT_MAC, "type", "veth", *peer)
-        for one, address in ((client, CLIENT_ADDRESS), (node, NODE_ADDRESS)):
-            one.ip("address", "add", f"{address}/24", "dev", "uplink")
-            one.ip("link", "set", "uplink", "up")
-        node.ip("neigh", "add", CLIENT_ADDRESS, "lladdr", CLIENT_MAC, "dev", "uplink")
-        node.ip("route", "add", "default", "via", CLIENT_ADDRESS)
-        node.ip("route", "add", SOURCES, "via", CLIENT_ADDRESS)
+        uplink = Veth(left="client", left_device="uplink", right="node", right_device="uplink")
+        ends = [
+            Veth(left="node", left_device=one.device, right="sink", right_device=one.device)
+            for one in backends
+        ]
+        # No neighbour or router discovery: only the load's packets move the counters.
+        for one in group:
+            one.sysctl({f"net/ipv6/conf/{which}/disable_ipv6": 1 for which in ("all", "default")})
+        node.sysctl({"net/ipv4/ip_forward": 1})
+        group.connect([uplink, *ends])
+        for one, address, mac in (
+            (client, CLIENT_ADDRESS, CLIENT_MAC),
+            (node, NODE_ADDRESS, NODE_MAC),
+        ):
+            one.ip(f"link set uplink address {mac} up", f"address add {address}/24 dev uplink")
+        node.ip(
+            f"neigh add {CLIENT_ADDRESS} lladdr {CLIENT_MAC} dev uplink",
+            f"route add default via {CLIENT_ADDRESS}",
+            f"route add {SOURCES} via {CLIENT_ADDRESS}",
+        )
         for backend in backends:
-            peer = ["peer", "name", backend.device, "netns", sink.name]
-            node.ip("link", "add", backend.device, "type", "veth", *peer)
-            sink.ip("link", "set", backend.device, "up")
-            node.ip("link", "set", backend.device, "arp", "off", "up")
-            node.ip("route", "add", backend.address, "dev", backend.device)
+            sink.ip(f"link set {backend.device} up")
+            node.ip(
+                f"link set {backend.device} arp off up",
+                f"route add {backend.address} dev {backend.device}",
+            )
         yield World(client, node, backends)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,10 +11,10 @@ from typing import ClassVar
 
 from bench.contenders.base import Contender, Placement, Serving, StartError
 from bench.manifests import manifests
-from bench.netns import Namespace
 from bench.process import Service, descendants, pin, service
 from bench.world import NODE_NAME, World
 from nfqproxy.errors import HostError
+from nfqproxy.kernel.netns import Namespace
 
 _READY_S = 20.0
 
@@ -33,8 +32,8 @@ class _Proxy(Contender):
             file.flush()
             words = ["--manifests", file.name, "--mode", "replace", "--node-name", NODE_NAME]
             words += ["--reader", self.reader, "--workers", "1"]
-            command = world.node.command(sys.executable, "-m", "nfqproxy", "run", *words)
-            with service(command, cpu=placement.sender) as running:
+            command = [sys.executable, "-m", "nfqproxy", "run", *words]
+            with service(world.node, *command, cpu=placement.sender) as running:
                 serving = _ProxyServing(world.node, running, self.name)
                 for pid in serving.workers:
                     pin(pid, placement.worker)
@@ -79,8 +78,8 @@ class _ProxyServing(Serving):
 
     def _status(self) -> list[dict[str, object]] | None:
         """The ``workers`` of ``nfqproxy status``; None while it does not answer."""
-        command = self._node.command(sys.executable, "-m", "nfqproxy", "status", "-o", "json")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = (sys.executable, "-m", "nfqproxy", "status", "-o", "json")
+        done = self._node.run(*command, check=False)
         if done.returncode:
             return None
         workers: list[dict[str, object]] = json.loads(done.stdout)["workers"]

@@ -43,7 +43,7 @@ class CReference(Contender):
             world.node.run("iptables-restore", "-w", "--noflush", stdin=rules)
         backends = [f"{backend}={backend.weight}" for backend in world.backends]
         words = [str(native.program("reference_worker")), str(_QUEUE), VIP, str(PORT), *backends]
-        with service(world.node.command(*words), cpu=placement.worker) as running:
+        with service(world.node, *words, cpu=placement.worker) as running:
             _wait_ready(running)
             yield _ReferenceServing(running)
             running.stop()
