@@ -21,6 +21,7 @@ API_VERSION = "nfqproxy.io/v1alpha1"
 MODES = ("replace", "overlay")
 READERS = ("netlink", "netfilterqueue")
 IPTABLES = ("auto", "nft", "legacy")
+PRIMARY = ("primary",)
 _MAX_WORKERS = 64
 _MAX_QUEUE = 65535
 
@@ -32,14 +33,14 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     kind: str = KIND
     mode: str = "replace"
     """replace: be the node proxy; overlay: beside a running kube-proxy."""
-    manifests: list[str] = []
+    manifests: tuple[str, ...] = ()
     """Files and directories of manifests, relative to the working directory."""
     hostname_override: str = ""
     """Name of this node in the cluster; empty: the host's name in lower case."""
-    node_addresses: list[str] = []
+    node_addresses: tuple[str, ...] = ()
     """Addresses of this node beside those of its Node object; the first of a family is its primary
     one where there is no Node object."""
-    node_port_addresses: list[str] = ["primary"]
+    node_port_addresses: tuple[str, ...] = PRIMARY
     """"primary" or addresses of this node on which node ports are served."""
     cluster_cidr: str = ""
     """Pod networks, comma separated; empty: nothing tells pods from other clients."""
@@ -106,7 +107,7 @@ def check(config: ProxyConfig) -> ProxyConfig:
         cluster_cidr=",".join(cidrs),
         node_addresses=_ips("nodeAddresses", config.node_addresses),
         node_port_addresses=config.node_port_addresses
-        if config.node_port_addresses == ["primary"]
+        if config.node_port_addresses == PRIMARY
         else _ips("nodePortAddresses", config.node_port_addresses),
     )
 
@@ -124,7 +125,7 @@ def _within(field: str, value: int, low: int, high: int) -> None:
         raise FieldError(field, f"{value} is not within {low}..{high}")
 
 
-def _ips(field: str, addresses: list[str]) -> list[str]:
+def _ips(field: str, addresses: tuple[str, ...]) -> tuple[str, ...]:
     found = []
     for index, address in enumerate(addresses):
         try:
@@ -133,4 +134,4 @@ def _ips(field: str, addresses: list[str]) -> list[str]:
             raise FieldError(
                 f"{field}[{index}]", f'"{address}" is no IP address of this node'
             ) from None
-    return found
+    return tuple(found)
