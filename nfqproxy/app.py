@@ -53,7 +53,7 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
     )
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """A signal asked for the end while the program was starting."""
 
 
@@ -223,9 +223,7 @@ class App:
         )
         if config.node_port_addresses == PRIMARY:
             return context
-        return msgspec.structs.replace(
-            context, node_port_addresses=config.node_port_addresses
-        )
+        return msgspec.structs.replace(context, node_port_addresses=config.node_port_addresses)
 
     async def _status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         await asyncio.gather(*(worker.fresh_stats(1.0) for worker in self._supervisor.workers))

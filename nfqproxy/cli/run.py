@@ -14,7 +14,9 @@ _INTERRUPTED = 130
 
 
 @click.command()
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration file.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file."
+)
 @click.option(
     "--manifests",
     multiple=True,

@@ -68,16 +68,16 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
 def load(path: Path) -> ProxyConfig:
     """Read a configuration file; ManifestError names the file and the field."""
     try:
-        documents = [value for value in parse_yaml(on_disk.read(path).decode()) if value is not None]
+        documents = [
+            value for value in parse_yaml(on_disk.read(path).decode()) if value is not None
+        ]
     except DocumentError as error:
         raise ManifestError(str(error), file=str(path)) from None
     except UnicodeDecodeError:
         raise ManifestError("is not UTF-8 text; save it as UTF-8", file=str(path)) from None
     document: Any = documents[0] if len(documents) == 1 else None
     if not isinstance(document, dict):
-        raise ManifestError(
-            f"must hold exactly one YAML mapping with kind: {KIND}", file=str(path)
-        )
+        raise ManifestError(f"must hold exactly one YAML mapping with kind: {KIND}", file=str(path))
     try:
         one_of("kind", str(document.get("kind") or KIND), (KIND,))
         one_of("apiVersion", str(document.get("apiVersion") or API_VERSION), (API_VERSION,))
