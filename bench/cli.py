@@ -65,7 +65,7 @@ def cli(context: click.Context) -> None:
 @click.option(
     "--in-flight",
     type=click.IntRange(min=1, max=2048),
-    default=256,
+    default=1024,
     show_default=True,
     help="Send only while at most this many packets wait in the queue.",
 )
@@ -129,7 +129,7 @@ def cpu_command(
         click.echo(json.dumps(result, indent=1))
     else:
         # Without a terminal rich would assume 80 columns and break the figures.
-        console = Console(width=None if sys.stdout.isatty() else 108)
+        console = Console(width=None if sys.stdout.isatty() else 112)
         console.print(report.as_table(samples, config))
 
 
