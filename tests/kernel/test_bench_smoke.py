@@ -83,6 +83,17 @@ def test_result_holds_costs_shares_and_provenance() -> None:
     assert by_name["dnat"]["sender_us"]["least"] > by_name["none"]["sender_us"]["median"]
 
 
+def test_proxy_is_measured_against_the_reference() -> None:
+    words = ["--contenders", "netlink,c", "--connections", "3000", "--rounds", "1"]
+    done = bench("cpu", *words, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    by_name = {summary["contender"]: summary for summary in json.loads(done.stdout)["summary"]}
+    ratio = by_name["netlink"]["worker_us"]["median"] / by_name["c"]["worker_us"]["median"]
+    assert by_name["netlink"]["ratio_to_c"]["median"] == pytest.approx(ratio)
+    # The supervisor is a process of its own and did not handle the packets.
+    assert by_name["netlink"]["supervisor_us"]["median"] < by_name["netlink"]["worker_us"]["median"]
+
+
 def test_text_is_a_table_of_the_contenders() -> None:
     done = bench("cpu", "--contenders", "c,dnat", "--connections", "1000", "--rounds", "1")
     assert done.returncode == 0, done.stderr
