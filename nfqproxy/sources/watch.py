@@ -33,6 +33,11 @@ async def watch(
     """
     seen = on_disk.status(paths) if since is None else since
     while not stop.is_set():
+        # The consumer may have taken its time: look until there is nothing new, then watch. What
+        # changes in the moment between shows at the first time-out.
+        while (now := on_disk.status(paths)) != seen:
+            seen = now
+            yield None
         directories = on_disk.directories(paths)
         watcher = watchfiles.awatch(
             *directories,
@@ -47,14 +52,14 @@ async def watch(
         try:
             async with contextlib.aclosing(watcher) as bursts:
                 async for burst in bursts:
+                    if on_disk.directories(paths) != directories:
+                        break
                     names = set(on_disk.candidates(paths))
                     now = on_disk.status(paths)
                     # A write that leaves time and size as they were is told by inotify alone.
                     if now != seen or any(name in names for _, name in burst):
                         seen = now
                         yield None
-                    if on_disk.directories(paths) != directories:
-                        break
         except FileNotFoundError:
             # A directory went between listing and watching: list again.
             await asyncio.sleep(0.05)
