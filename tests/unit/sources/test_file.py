@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,13 @@ def test_a_file_that_turns_bad_and_back_leaves_no_trace(write):
         loader.load()
     write("a.yaml", service("a"))
     assert loader.load() == good
+
+
+def test_the_manifest_in_the_documentation_is_read(write):
+    page = (Path(__file__).parents[3] / "docs" / "manifests.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    objects = load([write("m.yaml", example)])
+    (port,) = service_ports(objects, node_name="n1").values()
+    weights = {endpoint.address: endpoint.weight for endpoint in port.endpoints}
+    assert weights == {"10.244.1.10": 5, "10.244.1.11": 3, "10.244.2.10": 2}
+    assert [node.name for node in objects.nodes] == ["n1"]

@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -282,3 +284,43 @@ def test_the_first_load_raises_what_is_wrong(tmp_path):
     path.write_text("kind: [")
     with pytest.raises(ManifestError, match="not YAML"):
         FileSource([path]).load()
+
+
+WITHOUT_INOTIFY = """
+import asyncio, sys
+from pathlib import Path
+from nfqproxy.sources.file import FileSource
+
+async def run(path, text):
+    source = FileSource([path])
+    source.load()
+    stop = asyncio.Event()
+    async with asyncio.timeout(30):
+        coming = asyncio.create_task(anext(source.changes(stop)))
+        await asyncio.sleep(0.1)
+        path.write_text(text)
+        print(*(item.name for item in (await coming).services))
+
+asyncio.run(run(Path(sys.argv[1]), sys.argv[2]))
+"""
+
+
+@pytest.mark.kernel
+def test_where_inotify_is_used_up_the_files_are_looked_at(tmp_path):
+    """In a user namespace of its own that grants no inotify instance (user_namespaces(7))."""
+    path = tmp_path / "m.yaml"
+    path.write_text(service("a"))
+    limited = 'echo 0 >/proc/sys/user/max_inotify_instances && exec "$@"'
+    done = subprocess.run(
+        [
+            *("unshare", "--user", "--map-root-user", "sh", "-c", limited, "sh"),
+            *(sys.executable, "-c", WITHOUT_INOTIFY, str(path), service("b")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "b\n"), done.stderr
+    assert done.stderr.count("no inotify (") == 1
+    assert "manifests are looked at every 1 s instead" in done.stderr
