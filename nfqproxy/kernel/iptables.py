@@ -9,13 +9,13 @@ table of the legacy back end cannot be unregistered; it stays, empty.)
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from msgspec import Struct
 
 from nfqproxy.errors import KernelError
-from nfqproxy.kernel import commands
+from nfqproxy.kernel import commands, nft
 from nfqproxy.kernel.rule_settings import IptablesBackend
 from nfqproxy.model import Family
 
@@ -60,12 +60,13 @@ class OwnRules(Struct, frozen=True, kw_only=True):
     def __bool__(self) -> bool:
         return bool(self.chains or self.jumps)
 
-    def removal(self) -> list[str]:
-        """Return the restore lines that take all of it out."""
+    def removal(self, keep: Container[str] = ()) -> list[str]:
+        """Return the restore lines that take all of it out, except the chains ``keep``."""
+        doomed = [chain for chain in self.chains if chain not in keep]
         return [
             *("-D" + jump.removeprefix("-A") for jump in self.jumps),
-            *(f"-F {chain}" for chain in self.chains),
-            *(f"-X {chain}" for chain in self.chains),
+            *(f"-F {chain}" for chain in doomed),
+            *(f"-X {chain}" for chain in doomed),
         ]
 
     def restoration(self) -> list[str]:
@@ -113,27 +114,17 @@ def tables(family: Family, backend: IptablesBackend) -> list[str]:
         except OSError:
             return []
         return [table for table in _TABLES if table in known]
-    return [table for table in _TABLES if table in builtin_chains(family)]
+    existing = builtin_chains(family)
+    return [table for table in _TABLES if table in existing]
 
 
 def builtin_chains(family: Family) -> dict[str, dict[str, str]]:
     """Return table -> base chain -> policy of the nft back end."""
-    if commands.find("nft") is None:
-        return {}
-    found: dict[str, dict[str, str]] = {}
-    listing = json.loads(commands.run(["nft", "-j", "list", "tables"]))
-    for item in listing["nftables"]:
-        table = item.get("table")
-        if table and table["family"] == _NFT[family] and table["name"] in _TABLES:
-            found[table["name"]] = {}
-    listing = json.loads(commands.run(["nft", "-j", "list", "chains"]))
-    for item in listing["nftables"]:
-        chain = item.get("chain")
-        if not chain or "hook" not in chain or chain["family"] != _NFT[family]:
-            continue
-        if chain["table"] in found:
-            found[chain["table"]][chain["name"]] = chain.get("policy", "accept")
-    return found
+    return {
+        table: {chain: policy for chain, policy in chains.items() if policy is not None}
+        for (ip, table), chains in nft.list_chains().items()
+        if ip == _NFT[family] and table in _TABLES
+    }
 
 
 def read_own(family: Family, backend: IptablesBackend) -> dict[str, OwnRules]:
@@ -203,8 +194,9 @@ def drop_made(family: Family, before: dict[str, OwnRules]) -> list[str]:
     """
     removed = []
     ip = _NFT[family]
+    builtin = builtin_chains(family)
     for table, own in before.items():
-        existing = builtin_chains(family).get(table, {})
+        existing = builtin.get(table, {})
         marks = {chain: own.made(chain) for chain in existing}
         whole = MADE_TABLE in marks.values()
         if not whole and MADE_CHAIN not in marks.values():
@@ -227,7 +219,7 @@ def drop_made(family: Family, before: dict[str, OwnRules]) -> list[str]:
         if whole and not others:
             lines.append(f"delete table {ip} {table}")
         if lines:
-            commands.run(["nft", "-f", "-"], "\n".join(lines) + "\n")
+            nft.run_transaction("\n".join(lines) + "\n")
             removed += [
                 f"nft {line.removeprefix('delete ')} (empty, made by nfqproxy)" for line in lines
             ]
@@ -245,9 +237,8 @@ def choose_backend(wanted: IptablesBackend) -> IptablesBackend:
         backend: _foreign_rules(backend)
         for backend in (IptablesBackend.NFT, IptablesBackend.LEGACY)
     }
-    nft, legacy = scores[IptablesBackend.NFT], scores[IptablesBackend.LEGACY]
-    if nft != legacy:
-        return IptablesBackend.NFT if nft > legacy else IptablesBackend.LEGACY
+    if scores[IptablesBackend.NFT] != scores[IptablesBackend.LEGACY]:
+        return max(scores, key=lambda backend: scores[backend])
     for tool in ("iptables", "ip6tables"):
         if commands.find(tool):
             return _backend_of(tool)
