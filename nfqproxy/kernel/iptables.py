@@ -7,8 +7,10 @@ rules go the empty chain or table goes as well, so that the host is byte for byt
 table of the legacy back end cannot be unregistered; it stays, empty.)
 """
 
+import itertools
 import json
 import re
+import shlex
 from collections.abc import Container, Iterable
 from pathlib import Path
 
@@ -29,6 +31,7 @@ __all__ = [
     "command",
     "drop_made",
     "made_here",
+    "parse_own",
     "read_own",
     "restore",
     "restore_text",
@@ -44,8 +47,6 @@ MADE_TABLE = "nfqproxy made this table"
 _TABLES = ("raw", "mangle", "nat", "filter", "security")
 _WORD = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _NFT = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-# -j or -g; names cannot hold blanks, so quoting is no matter.
-_JUMP = re.compile(rf"^-A (?P<chain>\S+) .*-[jg] {CHAIN_PREFIX}\S+(?: |$)")
 
 
 class OwnRules(Struct, frozen=True, kw_only=True):
@@ -134,22 +135,35 @@ def read_own(family: Family, backend: IptablesBackend) -> dict[str, OwnRules]:
         return {}
     found = {}
     for table in tables(family, backend):
-        own = _parse(commands.run([save, "-t", table]))
+        own = parse_own(commands.run([save, "-t", table]))
         if own:
             found[table] = own
     return found
 
 
-def _parse(listing: str) -> OwnRules:
+def parse_own(listing: str) -> OwnRules:
+    """Parse the output of ``iptables-save`` for one table."""
     chains, rules, jumps = [], [], []
     for line in listing.splitlines():
         if line.startswith(f":{CHAIN_PREFIX}"):
             chains.append(line[1:].split()[0])
         elif line.startswith(f"-A {CHAIN_PREFIX}"):
             rules.append(line)
-        elif _JUMP.match(line):
+        elif CHAIN_PREFIX in line and _jumps_to_us(line):
             jumps.append(line)
     return OwnRules(chains=tuple(chains), rules=tuple(rules), jumps=tuple(jumps))
+
+
+def _jumps_to_us(line: str) -> bool:
+    # By words, quoting honoured: somebody's comment may well speak of our chains.
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return False
+    return any(
+        option in ("-j", "-g") and target.startswith(CHAIN_PREFIX)
+        for option, target in itertools.pairwise(words)
+    )
 
 
 def restore_text(lines: dict[str, list[str]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nfqproxy.errors import KernelError
+from nfqproxy.errors import HostError, KernelError
 from nfqproxy.kernel import node_rules
 from nfqproxy.kernel.host_check import check_host
 from nfqproxy.kernel.kernel_table import KernelTable
@@ -252,3 +252,45 @@ def test_five_thousand_services_add_no_rule(
     assert result.members_added == 5000
     assert count_rules(node) == before
     assert "Number of entries: 5000" in sh(node, "ipset", "list", "-t", "nfqproxy-frontends-4")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("plugin", "ability", "module"),
+    [
+        ("libxt_NFQUEUE.so", "the NFQUEUE target", "xt_NFQUEUE"),
+        ("libxt_set.so", "the set match", "xt_set"),
+        ("libxt_sctp.so", "the sctp match", "xt_sctp"),
+    ],
+)
+def test_a_lacking_ability_is_named_before_anything_is_changed(
+    node: str,
+    backend: IptablesBackend,
+    plugin: str,
+    ability: str,
+    module: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A host whose iptables cannot use an extension stands for a kernel that lacks it."""
+    (plugins,) = Path("/usr/lib").glob("*/xtables")
+    for each in plugins.iterdir():
+        if each.name != plugin:
+            (tmp_path / each.name).symlink_to(each)
+    monkeypatch.setenv("XTABLES_LIBDIR", str(tmp_path))
+    before = state(node)
+    settings = RuleSettings(iptables=backend)
+    with pytest.raises(HostError, match=f"lacks {ability}.*modprobe -a .*{module}"):
+        inside(node, lambda: check_host(settings))
+    assert state(node) == before
+    use_legacy_tables(node)
+    before = state(node)
+    with pytest.raises(KernelError, match="tables"):
+        inside(node, lambda: node_rules.apply(settings))
+    assert state(node) == before
+
+
+def test_a_flow_timeout_beyond_the_kernels_is_refused(node: str) -> None:
+    settings = RuleSettings(flow_timeout_s=30)
+    with pytest.raises(HostError, match=r"nf_conntrack_udp_timeout 30.*lower it to 25"):
+        inside(node, lambda: check_host(settings))
