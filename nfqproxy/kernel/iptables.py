@@ -70,10 +70,12 @@ class OwnRules(Struct, frozen=True, kw_only=True):
             *(f"-X {chain}" for chain in doomed),
         ]
 
-    def restoration(self) -> list[str]:
-        """Return the restore lines that put it back, jumps first in their chains."""
-        first = [re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(self.jumps)]
-        return [*(f":{chain} - [0:0]" for chain in self.chains), *self.rules, *first]
+    def restoration(self, *, jumps_first: bool) -> list[str]:
+        """Return the restore lines that put it back, the jumps at one end of their chains."""
+        jumps: Iterable[str] = self.jumps
+        if jumps_first:
+            jumps = (re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(self.jumps))
+        return [*(f":{chain} - [0:0]" for chain in self.chains), *self.rules, *jumps]
 
     def made(self, chain: str) -> str | None:
         """Return MADE_TABLE or MADE_CHAIN when a jump in ``chain`` is marked so."""

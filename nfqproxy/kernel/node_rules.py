@@ -14,7 +14,7 @@ from nfqproxy.errors import KernelError, NfqproxyError
 from nfqproxy.kernel import commands, iptables, nft
 from nfqproxy.kernel.iptables import OwnRules
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
-from nfqproxy.kernel.rule_text import HOOKS, create_set, iptables_text, render
+from nfqproxy.kernel.rule_text import HOOKS, JUMPS_FIRST, create_set, iptables_text, render
 from nfqproxy.model import Family
 
 __all__ = ["NFT_TABLE", "SET_PREFIX", "apply", "cleanup"]
@@ -92,7 +92,8 @@ def _put_back(family: Family, backend: IptablesBackend, before: dict[str, OwnRul
     for table in {*now, *before}:
         then = before.get(table, OwnRules())
         # Chains that stay are refilled in place, so that even their order is as it was.
-        lines[table] = now.get(table, OwnRules()).removal(keep=then.chains) + then.restoration()
+        removal = now.get(table, OwnRules()).removal(keep=then.chains)
+        lines[table] = removal + then.restoration(jumps_first=table in JUMPS_FIRST)
     iptables.restore(family, backend, iptables.restore_text(lines))
     if backend is IptablesBackend.NFT:
         iptables.drop_made(family, {t: own for t, own in now.items() if t not in before})

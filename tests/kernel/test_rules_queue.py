@@ -174,3 +174,29 @@ def test_sctp_is_queued_by_its_init_chunk(
     listing = sh(lab.node, "conntrack", "-L", "-f", f"ipv{int(family)}", "-p", "sctp")
     (entry,) = (line for line in listing.splitlines() if "sport=5004" in line)
     assert f"src={POD[family]} dst={CLIENT[family]} sport=8080 dport=5004" in entry
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checks_of_others_in_raw_hold(lab: Cluster, backend: IptablesBackend) -> None:
+    """As Calico's guard against spoofed sources: what it drops never reaches the queue."""
+    settings = RuleSettings(iptables=backend)
+    guard = (
+        "*raw\n:cali-rpf - [0:0]\n-A PREROUTING -j cali-rpf\n"
+        "-A cali-rpf -s 192.0.2.2 -j DROP\nCOMMIT\n"
+    )
+    sh(lab.node, f"iptables-{backend.value}-restore", "--noflush", stdin=guard)
+    steer(lab, settings, Protocol.TCP)
+    with_guard = inside(lab.names["client"], lambda: attempt(VIP[Family.IPV4]))
+    assert with_guard == "timeout"
+    assert inside(lab.node, rule_counters)[Family.IPV4, Protocol.TCP] == 0
+    assert lab.ask("b2", Protocol.TCP, VIP[Family.IPV4], 80).startswith("b1")
+
+
+def attempt(address: str) -> str:
+    with socket.socket() as sock:
+        sock.settimeout(0.5)
+        try:
+            sock.connect((address, 80))
+        except TimeoutError:
+            return "timeout"
+        return "connected"

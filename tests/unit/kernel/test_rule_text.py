@@ -20,8 +20,8 @@ GOLDEN_IPTABLES = """\
 COMMIT
 *raw
 :NFQPROXY-QUEUE - [0:0]
--I PREROUTING 1 ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
--I OUTPUT 1 -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A PREROUTING ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A OUTPUT -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
 -A NFQPROXY-QUEUE -p tcp -m tcp --syn -m set --match-set nfqproxy-frontends-4 dst,dst \
 -j NFQUEUE --queue-num 7 --queue-bypass
 -A NFQPROXY-QUEUE -p udp -m set --match-set nfqproxy-frontends-4 dst,dst \
@@ -95,7 +95,7 @@ def test_comments_and_removals_find_their_place() -> None:
         before={"mangle": ["-D PREROUTING -j NFQPROXY-OLD", "-X NFQPROXY-OLD"]},
     )
     assert text.count('--comment "made"') == 1
-    assert '-I OUTPUT 1 -m comment --comment "made" -j NFQPROXY-QUEUE' in text
+    assert '-A OUTPUT -m comment --comment "made" -j NFQPROXY-QUEUE' in text
     assert text.index("-X NFQPROXY-OLD") < text.index("-I PREROUTING") < text.index("*raw")
 
 
