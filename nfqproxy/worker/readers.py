@@ -16,12 +16,14 @@ from nfqproxy.core.dataplane import QueuedPacket
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel.queue_socket import QUEUE_TABLE, QueueSocket
 from nfqproxy.wire import nfqueue, nlmsg
+from nfqproxy.worker.batch_receive import BatchReceiver
 
 BATCH = 64
 """Packets taken off the queue before they are decided together."""
 COPY_RANGE = 128
 """Bytes of each packet that the kernel hands over: headers with IPv6 extension headers fit."""
-_MESSAGE_BYTES = 2048
+_SLOT_BYTES = 512
+"""Room for one message: the copied bytes and every attribute the kernel sends beside them."""
 
 
 class QueueReader(Protocol):
@@ -52,24 +54,23 @@ class QueueReader(Protocol):
 
 
 class NetlinkReader:
-    """The project's own reader."""
+    """The project's own reader: recvmmsg(2) in, one verdict message for a batch out."""
 
     # nlmsghdr length, type; packet id, hook: NFQA_PACKET_HDR always comes first.
-    _FIRST = Struct("=4xH18xI2xB")
+    _FIRST = Struct("=IH18xI2xB").unpack_from
     _ATTRIBUTE = Struct("=HH").unpack_from
+    _WORD = Struct("=I").unpack_from
     _PACKET_HEADER_END = 32
 
     def __init__(self, queue: int) -> None:
         self.queue_socket = QueueSocket.bind(queue, COPY_RANGE)
         self.overruns = 0
         self.verdict_errors = 0
-        handle = self.queue_socket.handle
-        self._receive = handle.recv
-        self._send = handle.send
+        self._receiver = BatchReceiver(self.fileno(), slots=BATCH, slot_bytes=_SLOT_BYTES)
+        self._send = self.queue_socket.handle.send
         self._learn_layout(())
-        # One message accepts everything up to an id: all before ``id`` is constant.
-        whole = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)
-        self._accept_up_to = whole[:-4]
+        # One message accepts everything up to an id: all before the id is constant.
+        self._accept_up_to = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)[:-4]
 
     @property
     def holds_packets(self) -> bool:
@@ -83,14 +84,13 @@ class NetlinkReader:
     def _learn_layout(self, headers: tuple[int, ...]) -> None:
         """Remember the attributes between NFQA_PACKET_HDR and NFQA_PAYLOAD, as header words.
 
-        They are the same for all packets of a hook, so that one unpack checks them all and finds the
-        payload, where a walk from attribute to attribute would cost more than the decision.
+        They are the same for nearly all packets of a hook, so that one unpack checks them all and finds
+        the payload, where a walk from attribute to attribute would cost more than the decision.
         """
-        layout = "=4xH18xI2xBx"
+        layout = "=IH18xI2xBx"
         offset = self._PACKET_HEADER_END
         for word in headers:
-            # The length is the lower half on little-endian hosts; taken apart portably.
-            length = Struct("=HH").unpack(Struct("=I").pack(word))[0]
+            length, _type = Struct("=HH").unpack(Struct("=I").pack(word))
             padded = (length + 3) & ~3
             layout += f"I{padded - 4}x"
             offset += padded
@@ -103,7 +103,7 @@ class NetlinkReader:
         """Read one message attribute by attribute; learn its layout for the next ones."""
         if len(data) < self._PACKET_HEADER_END:
             return None
-        kind, packet_id_raw, hook = self._FIRST.unpack_from(data)
+        _length, kind, packet_id_raw, hook = self._FIRST(data)
         if kind != nfqueue.MSG_PACKET:
             return None
         headers: list[int] = []
@@ -115,35 +115,34 @@ class NetlinkReader:
                 return socket.ntohl(packet_id_raw), hook, data[offset + 4 : offset + length]
             if length < 4:
                 break
-            headers.append(Struct("=I").unpack_from(data, offset)[0])
+            headers.append(self._WORD(data, offset)[0])
             offset += (length + 3) & ~3
         # No payload: decided as an unreadable packet, that is, accepted.
         return socket.ntohl(packet_id_raw), hook, b""
 
     def read(self) -> list[QueuedPacket]:
         """See QueueReader."""
+        try:
+            count, slots = self._receiver.receive()
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self.overruns += 1
+            # The socket's error is cleared by having been told; what waits is still there.
+            count, slots = self._receiver.receive()
         packets: list[QueuedPacket] = []
         append = packets.append
-        receive = self._receive
         packet_type = nfqueue.MSG_PACKET
+        slot_bytes = _SLOT_BYTES
         swap = socket.ntohl
-        for _ in range(BATCH):
-            try:
-                data = receive(_MESSAGE_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
+        for start in range(0, count * slot_bytes, slot_bytes):
+            length, kind, packet_id_raw, hook, *attributes = self._unpack(slots, start)
+            if kind == packet_type and tuple(attributes) == self._expected and length <= slot_bytes:
+                append(
+                    (swap(packet_id_raw), hook, slots[start + self._payload_at : start + length])
+                )
                 continue
-            try:
-                fields = self._unpack(data)
-            except Exception:  # struct.error: shorter than the layout
-                fields = ()
-            if fields[3:] == self._expected and fields[0] == packet_type:
-                append((swap(fields[1]), fields[2], data[self._payload_at :]))
-                continue
+            data = slots[start : start + self._receiver.length(start // slot_bytes)]
             walked = self._walk(data)
             if walked is not None:
                 append(walked)
