@@ -26,12 +26,12 @@ from nfqproxy.control.table import ServiceTable
 from nfqproxy.core.plans import Planner, is_served
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
-from nfqproxy.kernel.counters import queue_statistics
+from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext
-from nfqproxy.sources.config import ProxyConfig
+from nfqproxy.sources.config import PRIMARY, ProxyConfig
 from nfqproxy.sources.file import FileSource
 from nfqproxy.supervisor.supervisor import Supervisor
 
@@ -53,7 +53,7 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
     )
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """A signal asked for the end while the program was starting."""
 
 
@@ -94,7 +94,7 @@ class App:
                 log.info("the kernel serves %d frontends by its fallback", len(plans))
                 return
             try:
-                await self._start_workers()
+                await self._start_workers(plans)
                 self._raise_if_stopped()
                 await self._program(plans)
                 await self._serve(listener, loop)
@@ -107,7 +107,7 @@ class App:
         if self._stop.is_set():
             raise Interrupted
 
-    async def _start_workers(self) -> None:
+    async def _start_workers(self, plans: dict[FrontendKey, FrontendPlan]) -> None:
         config = self._config
         await self._until_stopped(
             self._supervisor.start_workers(
@@ -120,7 +120,8 @@ class App:
                         cluster_cidrs=config.cluster_cidrs,
                     )
                     for index in range(config.workers)
-                ]
+                ],
+                plans,
             )
         )
 
@@ -142,7 +143,7 @@ class App:
 
     async def _program(self, plans: dict[FrontendKey, FrontendPlan]) -> None:
         """Put rules, sets and maps on the node; takes what it made back when it fails."""
-        had_rules = await asyncio.to_thread(node_rules.are_applied)
+        had_rules = bool(await asyncio.to_thread(rule_counters))
         try:
             await asyncio.to_thread(node_rules.apply, self._rules)
             await self._supervisor.publish(plans)
@@ -220,11 +221,9 @@ class App:
         context = node_context(
             facts, cluster_cidrs=config.cluster_cidrs, masquerade_all=config.masquerade_all
         )
-        if config.node_port_addresses == ["primary"]:
+        if config.node_port_addresses == PRIMARY:
             return context
-        return msgspec.structs.replace(
-            context, node_port_addresses=tuple(config.node_port_addresses)
-        )
+        return msgspec.structs.replace(context, node_port_addresses=config.node_port_addresses)
 
     async def _status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         await asyncio.gather(*(worker.fresh_stats(1.0) for worker in self._supervisor.workers))

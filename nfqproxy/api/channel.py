@@ -139,5 +139,3 @@ def receive_bound(channel: socket.socket) -> tuple[Bound | Failed, int | None]:
     if not isinstance(message, Bound | Failed):
         raise ConnectionError(f"the worker began with {type(message).__name__}")
     return message, fds[0] if fds else None
-
-

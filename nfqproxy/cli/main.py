@@ -55,6 +55,8 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the console script and of ``python -m nfqproxy``."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="nfqproxy: %(message)s")
+    # It logs every inotify event at INFO.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

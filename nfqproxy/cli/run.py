@@ -14,7 +14,9 @@ _INTERRUPTED = 130
 
 
 @click.command()
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Configuration file.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file."
+)
 @click.option(
     "--manifests",
     multiple=True,
@@ -49,11 +51,7 @@ def run(config_file: Path | None, once: bool, **flags: Any) -> int:
     Example: nfqproxy run --manifests services.yaml --node-name n1 --cluster-cidr 10.244.0.0/16
     """
     config = configuration.load(config_file) if config_file else configuration.ProxyConfig()
-    given = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in flags.items()
-        if value is not None and value != ()
-    }
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
     config = configuration.check_flags(msgspec.structs.replace(config, **given))
     try:
         uvloop.run(_run(config, once=once))

@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from nfqproxy.api import admin
 
@@ -29,28 +28,30 @@ def _show(document: dict[str, Any]) -> None:
     console.print(
         f"nfqproxy {document['version']}, pid {document['pid']}, mode {document['mode']},"
         f" node {document['node']}: revision {document['revision']},"
-        f" {document['services']} services, {document['frontends']} frontends"
+        f" {document['services']} services, {document['frontends']} frontends",
+        soft_wrap=True,
     )
     if document["source_error"]:
         console.print(f"[red]the last good manifests serve:[/red] {document['source_error']}")
-    table = Table("queue", "worker", "reader", "ready", "packets", "installed", "waiting", "dropped")
-    table.add_column("us/packet", justify="right")
-    table.add_column("out of the ordinary")
     for worker in document["workers"]:
         packets = worker["packets"]
-        counters = ", ".join(f"{name} {count}" for name, count in worker["counters"].items())
-        if worker["restarts"]:
-            counters = f"{worker['restarts']} restarts {counters}"
-        table.add_row(
-            str(worker["queue"]),
-            str(worker["pid"]),
-            worker["reader"],
-            "yes" if worker["ready"] else "[red]no[/red]",
-            str(packets),
-            str(worker["installed"]),
-            str(worker.get("waiting", "-")),
-            str(worker.get("queue_dropped", "-")),
-            f"{worker['cpu_s'] / packets * 1e6:.1f}" if packets else "-",
-            counters,
+        cost = f", {worker['cpu_s'] / packets * 1e6:.0f} us of CPU each" if packets else ""
+        console.print(
+            f"  queue {worker['queue']}: worker {worker['pid']} ({worker['reader']}),"
+            f" {'[green]ready[/green]' if worker['ready'] else '[red]not ready[/red]'},"
+            f" {packets} packets{cost}, {worker['installed']} entries installed,"
+            f" {worker.get('waiting', 0)} waiting, {worker.get('queue_dropped', 0)} +"
+            f" {worker.get('user_dropped', 0)} dropped by the kernel",
+            soft_wrap=True,
         )
-    console.print(table)
+        if worker["counters"]:
+            console.print(
+                "    out of the ordinary: "
+                + ", ".join(f"{name} {count}" for name, count in worker["counters"].items()),
+                soft_wrap=True,
+            )
+        if worker["restarts"]:
+            console.print(
+                f"    {worker['restarts']} restarts, the last because {worker['last_error']}",
+                soft_wrap=True,
+            )

@@ -27,8 +27,8 @@ from nfqproxy.model import (
 )
 
 __all__ = [
-    "MAX_SLOTS",
     "MASQUERADE_CHAINS",
+    "MAX_SLOTS",
     "FamilyChanges",
     "FamilyElements",
     "FrontendElements",

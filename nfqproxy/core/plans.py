@@ -74,10 +74,14 @@ class Planner:
         sets = (self._candidates(found.cluster), self._candidates(found.local))
         if kind is FrontendKind.CLUSTER_IP:
             policy = port.internal_policy
-            actions = self._internal_actions(port, has_any=found.has_any, has_local=bool(found.local))
+            actions = self._internal_actions(
+                port, has_any=found.has_any, has_local=bool(found.local)
+            )
         else:
             policy = port.external_policy
-            actions = self._external_actions(port, has_any=found.has_any, has_local=bool(found.local))
+            actions = self._external_actions(
+                port, has_any=found.has_any, has_local=bool(found.local)
+            )
         for address in addresses:
             yield FrontendPlan(
                 key=FrontendKey(port.name.protocol, address, number),

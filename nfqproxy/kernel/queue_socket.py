@@ -9,23 +9,15 @@ the queue. (net/netfilter/nfnetlink_queue.c: __nfqnl_enqueue_packet, nfqnl_rcv_n
 
 import errno
 import socket
-from pathlib import Path
 
 from nfqproxy.errors import HostError, KernelError, NfqproxyError
+from nfqproxy.kernel.counters import queue_statistics
 from nfqproxy.wire import nfqueue, nlmsg
 
-QUEUE_TABLE = Path("/proc/net/netfilter/nfnetlink_queue")
+QUEUE_TABLE = "/proc/net/netfilter/nfnetlink_queue"
+"""Where the kernel lists bound queues, for messages to people."""
 _RECEIVE_BUFFER_BYTES = 32 << 20
 _SO_RCVBUFFORCE = 33
-
-
-def _last_packet_id(queue: int) -> int | None:
-    """The id of the newest packet of a queue: column "id sequence" of the kernel's table."""
-    for line in QUEUE_TABLE.read_text().splitlines():
-        fields = line.split()
-        if int(fields[0]) == queue:
-            return int(fields[7])
-    return None
 
 
 class QueueSocket:
@@ -86,10 +78,12 @@ class QueueSocket:
         self.handle.setblocking(True)
         try:
             self.set_length(0)
-            last = _last_packet_id(self.queue)
-            if last is not None:
+            state = queue_statistics().get(self.queue)
+            if state is not None:
                 # Answered with ENOENT when nothing waits, which nobody reads.
-                self.handle.send(nfqueue.verdict_batch(self.queue, last, nfqueue.NF_ACCEPT))
+                self.handle.send(
+                    nfqueue.verdict_batch(self.queue, state.sequence, nfqueue.NF_ACCEPT)
+                )
         finally:
             self.handle.close()
 

@@ -1,7 +1,8 @@
 """Which address the node's MASQUERADE would give a packet to a backend, and which addresses it has.
 
-A process (each worker, and the supervisor at its start) asks the kernel's routing table when a backend is first masqueraded to, and forgets all
-answers when a route, address or link changes, so that nothing stale is used and nothing is asked twice.
+A process (each worker, and the supervisor at its start) asks the kernel's routing table when a backend
+is first masqueraded to, and forgets all answers when a route, address or link changes, so that nothing
+stale is used and nothing is asked twice.
 
 MASQUERADE takes the first address of the egress interface that suits the next hop
 (net/netfilter/nf_nat_masquerade.c, inet_select_addr; for IPv6 ipv6_dev_get_saddr, which is what the

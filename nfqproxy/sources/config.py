@@ -21,6 +21,7 @@ API_VERSION = "nfqproxy.io/v1alpha1"
 MODES = ("replace", "overlay")
 READERS = ("netlink", "netfilterqueue")
 IPTABLES = ("auto", "nft", "legacy")
+PRIMARY = ("primary",)
 _MAX_WORKERS = 64
 _MAX_QUEUE = 65535
 
@@ -32,14 +33,14 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     kind: str = KIND
     mode: str = "replace"
     """replace: be the node proxy; overlay: beside a running kube-proxy."""
-    manifests: list[str] = []
+    manifests: tuple[str, ...] = ()
     """Files and directories of manifests, relative to the working directory."""
     hostname_override: str = ""
     """Name of this node in the cluster; empty: the host's name in lower case."""
-    node_addresses: list[str] = []
+    node_addresses: tuple[str, ...] = ()
     """Addresses of this node beside those of its Node object; the first of a family is its primary
     one where there is no Node object."""
-    node_port_addresses: list[str] = ["primary"]
+    node_port_addresses: tuple[str, ...] = PRIMARY
     """"primary" or addresses of this node on which node ports are served."""
     cluster_cidr: str = ""
     """Pod networks, comma separated; empty: nothing tells pods from other clients."""
@@ -67,16 +68,16 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
 def load(path: Path) -> ProxyConfig:
     """Read a configuration file; ManifestError names the file and the field."""
     try:
-        documents = [value for value in parse_yaml(on_disk.read(path).decode()) if value is not None]
+        documents = [
+            value for value in parse_yaml(on_disk.read(path).decode()) if value is not None
+        ]
     except DocumentError as error:
         raise ManifestError(str(error), file=str(path)) from None
     except UnicodeDecodeError:
         raise ManifestError("is not UTF-8 text; save it as UTF-8", file=str(path)) from None
     document: Any = documents[0] if len(documents) == 1 else None
     if not isinstance(document, dict):
-        raise ManifestError(
-            f"must hold exactly one YAML mapping with kind: {KIND}", file=str(path)
-        )
+        raise ManifestError(f"must hold exactly one YAML mapping with kind: {KIND}", file=str(path))
     try:
         one_of("kind", str(document.get("kind") or KIND), (KIND,))
         one_of("apiVersion", str(document.get("apiVersion") or API_VERSION), (API_VERSION,))
@@ -106,7 +107,7 @@ def check(config: ProxyConfig) -> ProxyConfig:
         cluster_cidr=",".join(cidrs),
         node_addresses=_ips("nodeAddresses", config.node_addresses),
         node_port_addresses=config.node_port_addresses
-        if config.node_port_addresses == ["primary"]
+        if config.node_port_addresses == PRIMARY
         else _ips("nodePortAddresses", config.node_port_addresses),
     )
 
@@ -124,7 +125,7 @@ def _within(field: str, value: int, low: int, high: int) -> None:
         raise FieldError(field, f"{value} is not within {low}..{high}")
 
 
-def _ips(field: str, addresses: list[str]) -> list[str]:
+def _ips(field: str, addresses: tuple[str, ...]) -> tuple[str, ...]:
     found = []
     for index, address in enumerate(addresses):
         try:
@@ -133,4 +134,4 @@ def _ips(field: str, addresses: list[str]) -> list[str]:
             raise FieldError(
                 f"{field}[{index}]", f'"{address}" is no IP address of this node'
             ) from None
-    return found
+    return tuple(found)

@@ -32,6 +32,7 @@ class Supervisor:
     def __init__(self, kernel: KernelState) -> None:
         self._kernel = kernel
         self._plans: dict[FrontendKey, FrontendPlan] = {}
+        self._kernel_follows = False
         self._lock = asyncio.Lock()
         self._keepers: list[asyncio.Task[None]] = []
         self.workers: list[WorkerProcess] = []
@@ -54,15 +55,17 @@ class Supervisor:
             old = self._plans
             upserts = tuple(plan for key, plan in plans.items() if old.get(key) != plan)
             removes = tuple(key for key in old if key not in plans)
-            if self.revision and not upserts and not removes:
+            if self._kernel_follows and not upserts and not removes:
                 return False
+            self._kernel_follows = False
             # Workers first for what is new; they keep what goes until the sets let it go.
             self._plans = {**old, **plans}
             if upserts:
                 await self._tell_workers(upserts=upserts)
             await asyncio.to_thread(self._kernel.sync, plans)
+            self._kernel_follows = True
             self._plans = plans
-            if removes or not self.revision:
+            if removes:
                 await self._tell_workers(removes=removes)
             return True
 
@@ -87,8 +90,15 @@ class Supervisor:
             if worker.is_ready and not await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S):
                 log.warning("worker %s is slow to take revision %d", worker.pid, self.revision)
 
-    async def start_workers(self, configures: Sequence[channel.Configure]) -> None:
-        """Start one worker per Configure and wait until all of them decide packets."""
+    async def start_workers(
+        self, configures: Sequence[channel.Configure], plans: dict[FrontendKey, FrontendPlan]
+    ) -> None:
+        """Start one worker per Configure and wait until all of them decide by ``plans``.
+
+        The kernel learns of the plans by the ``publish`` that has to follow.
+        """
+        self._plans = plans
+        self.revision = 1
         for configure in configures:
             worker = WorkerProcess(configure, self.snapshot)
             self.workers.append(worker)

@@ -231,4 +231,3 @@ class WorkerProcess:
                 log.warning("worker %s did not stop in time; killing it", process.pid)
                 process.kill()
         await self._end_process()
-

@@ -19,10 +19,10 @@ from nfqproxy.api import channel
 from nfqproxy.core.dataplane import Dataplane
 from nfqproxy.core.sources import SourceClassifier
 from nfqproxy.errors import NfqproxyError
+from nfqproxy.kernel.routes import Routes
 from nfqproxy.worker.conntrack import ConntrackSocket
 from nfqproxy.worker.engine import Engine
 from nfqproxy.worker.readers import QueueReader, open_reader
-from nfqproxy.kernel.routes import Routes
 
 log = logging.getLogger(__name__)
 
