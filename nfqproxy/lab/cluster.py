@@ -10,7 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from nfqproxy.api import admin
-from nfqproxy.errors import HostError, NfqproxyError
+from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel.netns import Namespace, random_prefix
 from nfqproxy.kernel.processes import ProcessRef, uninterrupted
 from nfqproxy.lab import state as states
@@ -153,9 +153,9 @@ class Lab:
         deadline = time.monotonic() + _PROXY_START_S
         while True:
             if child.poll() is not None:
-                raise NfqproxyError(
-                    f"nfqproxy run exited with status {child.returncode}: {self._last_log_line()}"
-                )
+                problem = f"nfqproxy run exited with status {child.returncode}"
+                kind = {2: InputError, 3: HostError}.get(child.returncode, NfqproxyError)
+                raise kind(f"{problem}: {self._last_log_line()}")
             if self.is_serving():
                 return
             if time.monotonic() >= deadline:

@@ -49,6 +49,7 @@ KILL_DNS_RATE = 200.0
 KILL_LOAD_S = 4.0
 KILL_AFTER_S = 1.0
 HELD_CONNECTIONS = 8
+_RECOVERY_S = 15.0
 _KILL_TIMEOUT_S = 10.0
 """More than two SYN retransmits (1 s, 3 s): a lost packet shows as a slow connect, not as failed."""
 
@@ -255,11 +256,12 @@ def _kill(lab: Lab, watcher: Watcher, seed: int) -> KillResult:
 
     tcp_report = tcp.wait(on_progress)
     dns_report, held_report = dns.wait(), held.wait()
-    killer.finish()
+    recovered = killer.has_recovered()
     return KillResult(
         killed=killer.killed,
         after_s=killer.after_s,
-        recovered_s=killer.recovered_s,
+        recovered=recovered,
+        fallback_s=killer.fallback_s,
         tcp=_only(tcp_report),
         dns=_only(dns_report),
         held=_only(held_report),
@@ -273,16 +275,17 @@ def _only(report: Report) -> TargetReport:
 
 
 class _Killer:
-    """Kills all workers once the load has run for a while, then watches for their successors."""
+    """Kills all workers once the load has run for a while, then watches who decides."""
 
     def __init__(self, lab: Lab, watcher: Watcher) -> None:
         self._lab = lab
         self._watcher = watcher
         self._begin: float | None = None
         self._killed_at = 0.0
+        self._undecided = 0
         self.killed: tuple[int, ...] = ()
         self.after_s = 0.0
-        self.recovered_s: float | None = None
+        self.fallback_s = 0.0
 
     def look(self) -> None:
         """Called with every progress of the load, some twenty times a second."""
@@ -291,31 +294,31 @@ class _Killer:
             self._begin = now
         if not self.killed:
             if now - self._begin >= KILL_AFTER_S:
-                self._kill()
-        elif self.recovered_s is None and self._has_recovered():
-            self.recovered_s = round(time.monotonic() - self._killed_at, 2)
-            self._watcher.note(f"a new worker decides again after {self.recovered_s:.2f} s")
+                self._kill(now - self._begin)
+            return
+        undecided = _undecided(self._lab, "tcp")
+        if undecided != self._undecided:
+            self._undecided = undecided
+            self.fallback_s = round(now - self._killed_at, 2)
 
-    def _kill(self) -> None:
+    def _kill(self, after_s: float) -> None:
         pids = tuple(int(worker["pid"]) for worker in self._lab.status()["workers"])
+        self._undecided = _undecided(self._lab, "tcp")
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         self._killed_at = time.monotonic()
-        assert self._begin is not None
-        self.after_s = round(self._killed_at - self._begin, 2)
+        self.after_s = round(after_s, 2)
         self.killed = pids
         self._watcher.note(f"SIGKILL to worker {', '.join(map(str, pids))} in mid-traffic")
 
-    def _has_recovered(self) -> bool:
-        try:
+    def has_recovered(self) -> bool:
+        """Whether other workers decide; waits for them for a while (a slow machine)."""
+        deadline = time.monotonic() + _RECOVERY_S
+        while self.killed:
             workers = self._lab.status()["workers"]
-        except NfqproxyError:
-            return False
-        return all(worker["ready"] and worker["pid"] not in self.killed for worker in workers)
-
-    def finish(self) -> None:
-        """The load has ended: give a slow machine some time for the successors."""
-        deadline = time.monotonic() + 10.0
-        while self.killed and self.recovered_s is None and time.monotonic() < deadline:
-            self.look()
-            time.sleep(0.02)
+            if all(worker["ready"] and worker["pid"] not in self.killed for worker in workers):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        return False

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -41,8 +42,7 @@ class Screen:
         self._task: TaskID | None = None
 
     def __enter__(self) -> "Screen":
-        self._bar.start()
-        return self
+        return self  # the bars start with the first phase: an error before it is alone on its line
 
     def __exit__(
         self,
@@ -51,12 +51,13 @@ class Screen:
         trace: TracebackType | None,
     ) -> None:
         self._finish()
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def step(self, text: str) -> None:
         """A step of building or removing."""
         elapsed = time.monotonic() - self._start
-        self._bar.console.print(f"[dim]{elapsed:5.1f} s[/dim]  {text}")
+        self._console.print(f"[dim]{elapsed:5.1f} s[/dim]  {text}")
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -65,6 +66,8 @@ class Screen:
     def phase(self, title: str, total: int) -> Callable[[Progress], None]:
         """A new bar; the one before is full."""
         self._finish()
+        if not self._bar.live.is_started:
+            self._bar.start()
         task = self._task = self._bar.add_task(title, total=total, failed="")
 
         def advance(so_far: Progress) -> None:
@@ -82,15 +85,26 @@ class Screen:
 
 def show_result(result: LabResult, console: Console) -> None:
     """The tables and the verdict."""
+    workers = "worker" if result.workers == 1 else "workers"
+    console.print()
+    console.print(
+        f"client -> node (nfqproxy: {result.workers} {workers}, reader {result.reader})"
+        f" -> {len(result.weights)} backends\nLinux {result.kernel}, {result.cpus} cpus,"
+        f" weights {':'.join(map(str, result.weights))}, seed {result.seed}",
+        soft_wrap=True,
+    )
     console.print()
     console.print(_spread_table(result))
+    console.print()
     console.print(_latency_table(result))
+    console.print()
     console.print(_kill_table(result))
+    console.print()
     console.print(
         "[bold]What the kernel holds[/bold] (conntrack -L: client to Service, then reply)"
     )
     for line in result.conntrack:
-        console.print(Text("  " + line), soft_wrap=True)
+        console.print(Text(line), soft_wrap=True)
     console.print()
     for check in result.checks:
         if not check.ok:
@@ -105,46 +119,52 @@ def verdict(result: LabResult) -> str:
     lost = result.kill.tcp.failed + result.kill.dns.failed + result.kill.held.failed
     word = "[bold green]PASS[/bold green]" if result.ok else "[bold red]FAIL[/bold red]"
     return (
-        f"{word}  {flows:,} connections spread {':'.join(map(str, result.weights))} by Python,"
-        f" {queued / flows:.3f} packets each through userspace,"
-        f" {lost} failed while the worker was killed"
+        f"{word}  {flows:,} connections spread {':'.join(map(str, result.weights))},"
+        f" {queued / flows:.3f} packets queued each, {lost} lost by the kill"
     )
 
 
 def _table(title: str) -> Table:
-    return Table(title=f"[bold]{title}[/bold]", title_justify="left", title_style="")
+    # Narrow gaps and no frame: everything fits a terminal of 80 columns.
+    return Table(
+        title=f"[bold]{title}[/bold]",
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
 
 
 def _spread_table(result: LabResult) -> Table:
-    table = _table("Where new connections went, and how often userspace was asked")
-    table.add_column("frontend")
-    table.add_column("backend")
-    for title in ("weight", "expected", "got", "answers", "chi-square p", "queued", "per conn."):
-        table.add_column(title, justify="right")
+    table = _table("Where new connections went")
+    table.add_column("frontend", no_wrap=True)
+    table.add_column("new", justify="right")
+    for part in result.spreads[0].backends:
+        table.add_column(part.backend, justify="right", no_wrap=True)
+    table.add_column("chi²\np", justify="right")
+    table.add_column("packets\nqueued", justify="right")
+    expected = [f"{part.expected_share:.1%}" for part in result.spreads[0].backends]
+    table.add_row("expected, by weight", "", *expected, "", "1.000", style="dim")
     for spread in result.spreads:
-        for index, part in enumerate(spread.backends):
-            first = index == 0
-            table.add_row(
-                spread.frontend if first else "",
-                part.backend,
-                str(part.weight),
-                f"{part.expected_share:.1%}",
-                f"{part.share:.1%}",
-                f"{part.answers:,}",
-                f"{spread.chi_square.p_value:.3f}" if first else "",
-                f"{spread.queued:,}" if first else "",
-                f"{spread.per_flow:.3f}" if first else "",
-                end_section=index == len(spread.backends) - 1,
-            )
+        table.add_row(
+            Text(spread.frontend),  # no markup: an IPv6 address is in brackets
+            f"{spread.flows:,}",
+            *(f"{part.share:.1%}" for part in spread.backends),
+            f"{spread.chi_square.p_value:.3f}",
+            f"{spread.per_flow:.3f}",
+        )
     return table
 
 
 def _latency_table(result: LabResult) -> Table:
-    table = _table("connect() one at a time, three paths in turn, microseconds")
-    table.add_column("path")
-    table.add_column("to")
-    for title in ("p50", "p90", "p99", "connects"):
-        table.add_column(title, justify="right")
+    table = _table("What connect() takes, three paths in turn, microseconds")
+    table.add_column("path", min_width=12)
+    table.add_column("to", min_width=18)
+    for title in ("p50", "p90", "p99"):
+        table.add_column(title, justify="right", min_width=7)
+    table.add_column("connects", justify="right", min_width=9)
     for latency in result.latencies:
         times = latency.connect_us
         table.add_row(
@@ -160,15 +180,13 @@ def _latency_table(result: LabResult) -> Table:
 
 def _kill_table(result: LabResult) -> Table:
     kill = result.kill
-    pids = ", ".join(map(str, kill.killed)) or "none"
-    after = "not seen" if kill.recovered_s is None else f"{kill.recovered_s:.2f} s later"
     table = _table(
-        f"Worker killed in mid-traffic (SIGKILL to {pids} after {kill.after_s:.1f} s;"
-        f" a new one decides: {after})"
+        f"Worker killed after {kill.after_s:.1f} s of load; the kernel's fallback served for"
+        f" {kill.fallback_s:.2f} s"
     )
-    table.add_column("load")
-    for title in ("begun", "failed", "sent again", "slowest ms", "by the fallback"):
-        table.add_column(title, justify="right")
+    table.add_column("load", min_width=34)
+    for title in ("begun", "failed", "sent\nagain", "slowest\nms", "decided by\nfallback"):
+        table.add_column(title, justify="right", min_width=6)
 
     def row(name: str, part: TargetReport, again: str, fallback: str) -> None:
         failed = f"[red]{part.failed}[/red]" if part.failed else "[green]0[/green]"
