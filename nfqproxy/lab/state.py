@@ -56,7 +56,8 @@ class LabState(Struct, frozen=True, kw_only=True):
 
 def claim(state: LabState) -> None:
     """Take the name and write the state down; NfqproxyError when the name is taken."""
-    if not state.name.replace("-", "").isalnum() or len(state.name) > 40:
+    plain = state.name.replace("-", "")
+    if not (plain.isascii() and plain.isalnum() and len(state.name) <= 40):
         raise InputError(f'--name "{state.name}": use up to 40 letters, digits and hyphens')
     try:
         FOLDER.mkdir(mode=0o755, exist_ok=True)

@@ -109,7 +109,7 @@ def show_result(result: LabResult, console: Console) -> None:
     for check in result.checks:
         if not check.ok:
             console.print(f"[red]failed[/red]  {check.name}: {check.detail}")
-    console.print(verdict(result))
+    console.print(verdict(result), soft_wrap=True)
 
 
 def verdict(result: LabResult) -> str:
@@ -119,8 +119,8 @@ def verdict(result: LabResult) -> str:
     lost = result.kill.tcp.failed + result.kill.dns.failed + result.kill.held.failed
     word = "[bold green]PASS[/bold green]" if result.ok else "[bold red]FAIL[/bold red]"
     return (
-        f"{word}  {flows:,} connections spread {':'.join(map(str, result.weights))},"
-        f" {queued / flows:.3f} packets queued each, {lost} lost by the kill"
+        f"{word}  {flows:,} connections spread {':'.join(map(str, result.weights))};"
+        f" {queued / flows:.3f} packets queued each; kill lost {lost}"
     )
 
 
