@@ -33,6 +33,11 @@ class QueueReader(Protocol):
     verdict_errors: int
     """Verdicts the kernel did not take."""
 
+    @property
+    def holds_packets(self) -> bool:
+        """True when packets taken off the socket wait in the reader for the next ``read``."""
+        ...
+
     def fileno(self) -> int:
         """The queue's socket, for the event loop."""
         ...
@@ -65,6 +70,11 @@ class NetlinkReader:
         # One message accepts everything up to an id: all before ``id`` is constant.
         whole = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)
         self._accept_up_to = whole[:-4]
+
+    @property
+    def holds_packets(self) -> bool:
+        """See QueueReader: never, each ``read`` takes from the socket what it returns."""
+        return False
 
     def fileno(self) -> int:
         """See QueueReader."""
@@ -194,6 +204,11 @@ class NetfilterqueueReader:
         handle = socket.socket(fileno=os.dup(self._queue.get_fd()))
         self.queue_socket = QueueSocket(handle, queue)
         self.queue_socket.set_flags(nfqueue.NFQA_CFG_F_FAIL_OPEN | nfqueue.NFQA_CFG_F_GSO)
+
+    @property
+    def holds_packets(self) -> bool:
+        """See QueueReader: the package takes everything off the socket at once."""
+        return bool(self._waiting)
 
     def fileno(self) -> int:
         """See QueueReader."""
