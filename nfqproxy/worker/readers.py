@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from struct import Struct
+from sys import byteorder
 from typing import Any, Protocol
 
 from nfqproxy.core.dataplane import QueuedPacket
@@ -54,7 +55,10 @@ class QueueReader(Protocol):
 
 
 class NetlinkReader:
-    """The project's own reader: recvmmsg(2) in, one verdict message for a batch out."""
+    """The project's own reader: recvmmsg(2) in, one verdict message for a batch out.
+
+    Packet ids are left in network order, as they came: all but the last of a batch are never looked at.
+    """
 
     # nlmsghdr length, type; packet id, hook: NFQA_PACKET_HDR always comes first.
     _FIRST = Struct("=IH18xI2xB").unpack_from
@@ -103,7 +107,7 @@ class NetlinkReader:
         """Read one message attribute by attribute; learn its layout for the next ones."""
         if len(data) < self._PACKET_HEADER_END:
             return None
-        _length, kind, packet_id_raw, hook = self._FIRST(data)
+        _length, kind, packet_id, hook = self._FIRST(data)
         if kind != nfqueue.MSG_PACKET:
             return None
         headers: list[int] = []
@@ -112,13 +116,13 @@ class NetlinkReader:
             length, attribute = self._ATTRIBUTE(data, offset)
             if attribute == nfqueue.NFQA_PAYLOAD:
                 self._learn_layout(tuple(headers))
-                return socket.ntohl(packet_id_raw), hook, data[offset + 4 : offset + length]
+                return packet_id, hook, data[offset + 4 : offset + length]
             if length < 4:
                 break
             headers.append(self._WORD(data, offset)[0])
             offset += (length + 3) & ~3
         # No payload: decided as an unreadable packet, that is, accepted.
-        return socket.ntohl(packet_id_raw), hook, b""
+        return packet_id, hook, b""
 
     def read(self) -> list[QueuedPacket]:
         """See QueueReader."""
@@ -134,13 +138,15 @@ class NetlinkReader:
         append = packets.append
         packet_type = nfqueue.MSG_PACKET
         slot_bytes = _SLOT_BYTES
-        swap = socket.ntohl
         for start in range(0, count * slot_bytes, slot_bytes):
-            length, kind, packet_id_raw, hook, *attributes = self._unpack(slots, start)
-            if kind == packet_type and tuple(attributes) == self._expected and length <= slot_bytes:
-                append(
-                    (swap(packet_id_raw), hook, slots[start + self._payload_at : start + length])
-                )
+            fields = self._unpack(slots, start)
+            if (
+                fields[4:] == self._expected
+                and fields[1] == packet_type
+                and fields[0] <= slot_bytes
+            ):
+                payload = slots[start + self._payload_at : start + fields[0]]
+                append((fields[2], fields[3], payload))
                 continue
             data = slots[start : start + self._receiver.length(start // slot_bytes)]
             walked = self._walk(data)
@@ -158,14 +164,16 @@ class NetlinkReader:
     def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
         """See QueueReader."""
         if not dropped:
-            self._send(self._accept_up_to + packets[-1][0].to_bytes(4))
+            self._send(self._accept_up_to + packets[-1][0].to_bytes(4, byteorder))
             return
         queue = self.queue_socket.queue
         drop = frozenset(dropped)
         self._send(
             b"".join(
                 nfqueue.verdict(
-                    queue, packet_id, nfqueue.NF_DROP if packet_id in drop else nfqueue.NF_ACCEPT
+                    queue,
+                    socket.ntohl(packet_id),
+                    nfqueue.NF_DROP if packet_id in drop else nfqueue.NF_ACCEPT,
                 )
                 for packet_id, _hook, _payload in packets
             )
