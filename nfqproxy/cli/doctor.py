@@ -26,8 +26,8 @@ _STYLES = {
 }
 _STATUS_WIDTH = max(len(status) for status in Status)
 _TITLE_WIDTH = 19
-_PIPE_WIDTH = 1000
-"""Into a file or a pipe each text stays on one line, so that it can be searched and copied."""
+_EFFECT = "effect"
+_FIX = "what to do"
 
 
 @click.command()
@@ -78,14 +78,15 @@ def doctor(
         click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2))
         return report.exit_code
     console = Console()
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
     with console.status("examining") as waiting:
         for index, result in enumerate(results, 1):
-            console.print(_paragraph(result))
+            if console.is_terminal:
+                console.print(_paragraph(result))
+            else:
+                click.echo(_lines(result))
             if index < len(checks):
                 waiting.update(checks[index].title)
-    console.print(_summary(report))
+    console.print(_summary(report), soft_wrap=True)
     return report.exit_code
 
 
@@ -105,18 +106,31 @@ def _networks(texts: tuple[str, ...]) -> list[str]:
     return found
 
 
+def _rows(result: Result) -> list[tuple[str, str, str]]:
+    """Status, title and finding; effect and fix below when something is amiss."""
+    rows = [(str(result.status), result.title, result.found)]
+    if result.status is not Status.OK:
+        rows += [("", _EFFECT, result.effect), ("", _FIX, result.fix)]
+    return rows
+
+
+def _lines(result: Result) -> str:
+    """For a file or a pipe: each text on one line, so that it can be searched and copied."""
+    return "\n".join(
+        f"{first:<{_STATUS_WIDTH}}  {second:<{_TITLE_WIDTH}}  {third}"
+        for first, second, third in _rows(result)
+    )
+
+
 def _paragraph(result: Result) -> Table:
-    """Status, title and finding in columns; effect and fix below when something is amiss."""
+    """For a terminal: the columns wrapped and coloured."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(width=_STATUS_WIDTH)
+    table.add_column(width=_STATUS_WIDTH, style=_STYLES[result.status])
     table.add_column(width=_TITLE_WIDTH)
     table.add_column(overflow="fold")
-    table.add_row(
-        Text(result.status, _STYLES[result.status]), Text(result.title), Text(result.found)
-    )
-    if result.status is not Status.OK:
-        table.add_row("", Text("effect", "dim"), Text(result.effect))
-        table.add_row("", Text("what to do", "dim"), Text(result.fix, "bold"))
+    for first, second, third in _rows(result):
+        style = "bold" if second == _FIX else ""
+        table.add_row(Text(first), Text(second, style), Text(third, style))
     return table
 
 

@@ -1,5 +1,6 @@
 """The program's own ground: privileges, tools, Python, the kernel's version."""
 
+import importlib
 import importlib.metadata
 import os
 import re
@@ -111,17 +112,15 @@ def tool(name: str) -> Callable[[], Finding]:
 def python() -> Finding:
     """The interpreter and its event loop."""
     version = ".".join(str(part) for part in sys.version_info[:3])
-    if sys.version_info < (3, 11):  # noqa: UP036 - whoever installed it by force is told
-        return fail(f"Python {version}", "nfqproxy needs 3.11", "install Python 3.11 or later")
     try:
-        import uvloop
+        importlib.import_module("uvloop")
     except ImportError as error:
         return fail(
             f"Python {version}; uvloop cannot be imported: {error}",
             "supervisor and workers do not start",
             "run ./task setup, or install nfqproxy with its dependencies again",
         )
-    return ok(f"Python {version}, uvloop {uvloop.__version__}")
+    return ok(f"Python {version}, uvloop {importlib.metadata.version('uvloop')}")
 
 
 def netfilterqueue() -> Finding:
