@@ -8,7 +8,6 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from nfqproxy.doctor.check import Finding, fail, ok, warn
-from nfqproxy.errors import HostError
 
 __all__ = [
     "DEFAULT_SERVICE_NETWORKS",
@@ -29,6 +28,17 @@ _SYSCTL = Path("/proc/sys")
 _NET = Path("/proc/thread-self/net")
 _ROOM_PERCENT = 80
 _STRICT = 1
+_NO_ROUTE = (
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    # Routes of type prohibit and blackhole.
+    errno.EACCES,
+    errno.EINVAL,
+    # The family is switched off, in the namespace or in the kernel.
+    errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+)
 _GLOBAL_SCOPE = "00"
 
 
@@ -166,12 +176,12 @@ def service_route(networks: Sequence[str], *, are_named: bool) -> Finding:
 
 def _route_problem(address: str, version: int) -> str:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             # connect() of a datagram socket looks the route up and sends nothing.
             probe.connect((address, 9))
-        except OSError as error:
-            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
-                return os.strerror(error.errno)
-            raise HostError(f"a route look-up for {address} failed: {error}") from error
+    except OSError as error:
+        if error.errno in _NO_ROUTE:
+            return os.strerror(error.errno)
+        raise
     return ""
