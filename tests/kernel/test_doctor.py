@@ -338,7 +338,7 @@ def test_beside_a_running_proxy(node: Namespace, doctor: Doctor, tmp_path: Path)
 
 
 def without_counters(node: Namespace) -> dict[str, str]:
-    """Rules and sets; the kernel's own packets (IPv6 neighbour discovery) count in the rules."""
+    """Rules and sets; the counters of the rules go on while the proxy runs."""
     counter = re.compile(r"packets \d+ bytes \d+")
     return {name: counter.sub("", text) for name, text in state(node.name).items()}
 
