@@ -55,9 +55,7 @@ class QueueSocket:
             handle.setblocking(False)
         except PermissionError:
             handle.close()
-            raise HostError(
-                "binding a queue needs root or CAP_NET_ADMIN; run as root (sudo nfqproxy run)"
-            ) from None
+            raise _bind_error(queue, errno.EPERM) from None
         except BaseException:
             handle.close()
             raise
@@ -89,15 +87,15 @@ class QueueSocket:
 
 
 def _bind_error(queue: int, code: int) -> NfqproxyError:
-    if code in (errno.EBUSY, errno.EPERM):
-        # The kernel says EBUSY for a queue bound by another socket, EPERM without CAP_NET_ADMIN.
-        if code == errno.EPERM:
-            return HostError(
-                "binding a queue needs root or CAP_NET_ADMIN; run as root (sudo nfqproxy run)"
+    # EPERM is the answer both to a queue that another socket holds and to a lack of CAP_NET_ADMIN.
+    if code in (errno.EPERM, errno.EBUSY):
+        if queue in queue_statistics():
+            return NfqproxyError(
+                f"queue {queue} is taken by another program (port id in {QUEUE_TABLE});"
+                " stop it or choose another number with --queue"
             )
-        return NfqproxyError(
-            f"queue {queue} is taken by another program (see {QUEUE_TABLE});"
-            " stop it or choose another number with --queue"
+        return HostError(
+            "binding a queue needs root or CAP_NET_ADMIN; run as root (sudo nfqproxy run)"
         )
     if code in (errno.EINVAL, errno.ENOENT, errno.EOPNOTSUPP):
         return HostError(

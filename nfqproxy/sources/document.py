@@ -207,12 +207,11 @@ _WORDS: dict[str, Any] = {
 }
 _NUMBER_START = frozenset("0123456789+-.")
 _INT = re.compile(
-    r"(?P<sign>[-+]?)(?:0b(?P<bin>[01_]+)|0x(?P<hex>[0-9a-fA-F_]+)|0o?(?P<oct>[0-7_]+)"
+    r"(?P<sign>[-+]?)(?:0b(?P<bin>[01_]+)|0x(?P<hex>[0-9a-fA-F_]+)|0(?P<oct>[0-7_]+)"
     r"|(?P<dec>0|[1-9][0-9_]*))"
 )
-_FLOAT = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-)
+# With a point always: 1e3 is a string, which a version or a commit's digits may well look like.
+_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?")
 _SPECIAL_FLOAT = re.compile(r"(?P<sign>[-+]?)\.(?:(?P<inf>inf|Inf|INF)|nan|NaN|NAN)")
 
 
@@ -221,7 +220,7 @@ def _scalar(event: Any) -> Any:
     tag = event.tag
     # implicit[0]: plain, no tag: the word decides what it is; implicit[1]: quoted, hence a string.
     if tag is None or tag == "!":
-        return _resolve(text) if event.implicit[0] and tag is None else text
+        return _resolve(text) if event.implicit[0] else text
     if tag == _TAG + "str":
         return text
     if tag in (_TAG + "int", _TAG + "float", _TAG + "bool", _TAG + "null"):

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 5.0
 _PING_INTERVAL_S = 1.0
-_HANG_TIMEOUT_S = 15.0
+_HANG_TIMEOUT_S = 5.0
 _RESTART_PAUSE_S = (0.05, 10.0)
 _STEADY_S = 30.0
 """A worker that lived this long starts over with the shortest pause."""

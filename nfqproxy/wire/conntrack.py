@@ -117,7 +117,8 @@ class Nat:
 class Entry:
     """One conntrack entry, as GET, a dump or an event tells it.
 
-    Events leave attributes out: a DESTROY event has no timeout, mark and labels come only if set.
+    Captured on Linux 6.18: a mark comes in events only if not 0, labels not in DESTROY, the use
+    count only from GET and dumps. Counters come in DESTROY, but not in NEW.
     """
 
     original: Tuple
@@ -127,7 +128,7 @@ class Entry:
     status: int
     """IPS_* bits."""
     timeout_s: int | None
-    """Seconds until the entry ends; None where not told (DESTROY events)."""
+    """Seconds until the entry ends. DESTROY: what was left when deleted, None when it ran out."""
     mark: int
     """CTA_MARK; 0 where not told."""
     tcp_state: int | None

@@ -1,159 +1,30 @@
 """Conntrack entries over netlink (linux/netfilter/nfnetlink_conntrack.h).
 
-Every number inside an attribute is big-endian. Values and states live in ``conntrack``; their names
-are offered here too.
+Every number inside an attribute is big-endian. Values and states live in ``conntrack``; their
+names are offered here too.
 
-Order of attributes in :func:`new_entry`, stable because the worker's message templates are cut from
-it::
+Order of attributes in :func:`new_entry`, stable because the worker's message templates are cut
+from it::
 
     nlmsghdr, nfgenmsg
-    CTA_TUPLE_ORIG   { CTA_TUPLE_IP { src, dst }, CTA_TUPLE_PROTO { num, source port, destination
-    port } } CTA_TUPLE_REPLY  the same shape, the plain inverse
+    CTA_TUPLE_ORIG  { CTA_TUPLE_IP { SRC, DST }, CTA_TUPLE_PROTO { NUM, SRC_PORT, DST_PORT } }
+    CTA_TUPLE_REPLY   the same shape, the plain inverse
     CTA_TIMEOUT
-    CTA_NAT_DST      { CTA_NAT_V4_MINIP | V6_MINIP, CTA_NAT_PROTO { PORT_MIN } }    with dnat
-    CTA_NAT_SRC      the same shape                                                 with snat
-    CTA_MARK                                                                        with mark
-    CTA_LABELS                                                                      with labels
-    CTA_ZONE                                                                        with zone
+    CTA_NAT_DST     { CTA_NAT_V4_MINIP or _V6_MINIP, CTA_NAT_PROTO { PORT_MIN } }   if dnat
+    CTA_NAT_SRC       the same shape                                                if snat
+    CTA_MARK                                                                        if mark
+    CTA_LABELS                                                                      if labels
+    CTA_ZONE                                                                        if zone
+
+The request holds no CTA_PROTOINFO, and no protocol needs one (seen on Linux 6.18,
+tests/kernel/test_wire_live.py): the first packet drives TCP's and SCTP's state machine from NONE.
+An SCTP entry passes CLOSED, COOKIE_WAIT, COOKIE_ECHOED, ESTABLISHED, as one the kernel made itself.
 """
 
 from nfqproxy.errors import CodecError
 from nfqproxy.wire import nfnetlink, nlmsg
-from nfqproxy.wire.conntrack import (
-    IPPROTO_ICMP as IPPROTO_ICMP,
-)
-from nfqproxy.wire.conntrack import (
-    IPPROTO_ICMPV6 as IPPROTO_ICMPV6,
-)
-from nfqproxy.wire.conntrack import (
-    IPPROTO_SCTP as IPPROTO_SCTP,
-)
-from nfqproxy.wire.conntrack import (
-    IPPROTO_TCP as IPPROTO_TCP,
-)
-from nfqproxy.wire.conntrack import (
-    IPPROTO_UDP as IPPROTO_UDP,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_ASSURED as IPS_ASSURED,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_CONFIRMED as IPS_CONFIRMED,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_DST_NAT as IPS_DST_NAT,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_DST_NAT_DONE as IPS_DST_NAT_DONE,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_DYING as IPS_DYING,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_EXPECTED as IPS_EXPECTED,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_FIXED_TIMEOUT as IPS_FIXED_TIMEOUT,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_HELPER as IPS_HELPER,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_HW_OFFLOAD as IPS_HW_OFFLOAD,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_NAT_DONE_MASK as IPS_NAT_DONE_MASK,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_NAT_MASK as IPS_NAT_MASK,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_OFFLOAD as IPS_OFFLOAD,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_SEEN_REPLY as IPS_SEEN_REPLY,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_SEQ_ADJUST as IPS_SEQ_ADJUST,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_SRC_NAT as IPS_SRC_NAT,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_SRC_NAT_DONE as IPS_SRC_NAT_DONE,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_TEMPLATE as IPS_TEMPLATE,
-)
-from nfqproxy.wire.conntrack import (
-    IPS_UNTRACKED as IPS_UNTRACKED,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_CLOSED as SCTP_CONNTRACK_CLOSED,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_COOKIE_ECHOED as SCTP_CONNTRACK_COOKIE_ECHOED,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_COOKIE_WAIT as SCTP_CONNTRACK_COOKIE_WAIT,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_ESTABLISHED as SCTP_CONNTRACK_ESTABLISHED,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_HEARTBEAT_SENT as SCTP_CONNTRACK_HEARTBEAT_SENT,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_NONE as SCTP_CONNTRACK_NONE,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_SHUTDOWN_ACK_SENT as SCTP_CONNTRACK_SHUTDOWN_ACK_SENT,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_SHUTDOWN_RECD as SCTP_CONNTRACK_SHUTDOWN_RECD,
-)
-from nfqproxy.wire.conntrack import (
-    SCTP_CONNTRACK_SHUTDOWN_SENT as SCTP_CONNTRACK_SHUTDOWN_SENT,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_CLOSE as TCP_CONNTRACK_CLOSE,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_CLOSE_WAIT as TCP_CONNTRACK_CLOSE_WAIT,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_ESTABLISHED as TCP_CONNTRACK_ESTABLISHED,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_FIN_WAIT as TCP_CONNTRACK_FIN_WAIT,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_LAST_ACK as TCP_CONNTRACK_LAST_ACK,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_NONE as TCP_CONNTRACK_NONE,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_SYN_RECV as TCP_CONNTRACK_SYN_RECV,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_SYN_SENT as TCP_CONNTRACK_SYN_SENT,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_SYN_SENT2 as TCP_CONNTRACK_SYN_SENT2,
-)
-from nfqproxy.wire.conntrack import (
-    TCP_CONNTRACK_TIME_WAIT as TCP_CONNTRACK_TIME_WAIT,
-)
-from nfqproxy.wire.conntrack import (
-    Entry as Entry,
-)
-from nfqproxy.wire.conntrack import (
-    Nat as Nat,
-)
-from nfqproxy.wire.conntrack import (
-    Tuple as Tuple,
-)
+from nfqproxy.wire.conntrack import *  # noqa: F403  offered here under the same names
+from nfqproxy.wire.conntrack import IPPROTO_ICMP, IPPROTO_ICMPV6, Entry, Nat, Tuple
 
 IPCTNL_MSG_CT_NEW = 0
 IPCTNL_MSG_CT_GET = 1
@@ -257,6 +128,7 @@ def new_entry(
     a packet refreshes it. ``exclusive``: EEXIST if the tuple is taken, instead of changing that
     entry. With one of ``dnat`` and ``snat`` the other direction gets a null binding, so no SNAT or
     MASQUERADE rule will see the flow.
+    Labels are dropped without an error while no rule of the namespace uses ``-m connlabel``.
     """
     flags = nlmsg.NLM_F_REQUEST | nlmsg.NLM_F_CREATE
     if exclusive:
@@ -286,7 +158,10 @@ def new_entry(
 
 
 def get_entry(original: Tuple, seq: int, *, zone: int | None = None) -> bytes:
-    """Ask for the entry of a tuple; the answer is one MSG_NEW message, or NLMSG_ERROR ENOENT."""
+    """Ask for the entry of a tuple: answered by one MSG_NEW message, or NLMSG_ERROR ENOENT.
+
+    The answer carries NLM_F_MULTI although no NLMSG_DONE follows (Linux 6.18).
+    """
     body = [_tuple(CTA_TUPLE_ORIG, original)]
     if zone is not None:
         body.append(_zone(zone))

@@ -1,6 +1,22 @@
 """Packet queues: configuration, queued packets, verdicts (linux/netfilter/nfnetlink_queue.h).
 
-Every number inside an attribute is big-endian.
+Every number inside an attribute is big-endian. A datagram holds one packet. Its attributes, as
+captured on Linux 6.18 (tests/unit/wire/captures), the same for IPv4 and IPv6, TCP and UDP; the
+number is the offset of the attribute's value from the start of ``nlmsghdr``::
+
+    raw PREROUTING, from a veth                    raw OUTPUT
+     24  NFQA_PACKET_HDR (7 bytes, 1 of padding)    24  NFQA_PACKET_HDR
+     36  NFQA_IFINDEX_INDEV                         36  NFQA_IFINDEX_OUTDEV
+     44  NFQA_HWADDR (12 bytes)                     44  NFQA_PAYLOAD
+     60  NFQA_PAYLOAD
+
+NFQA_PAYLOAD is always the last. Before it, in this order, come what a packet or the host has:
+INDEV, OUTDEV, NFQA_MARK and NFQA_PRIORITY (only if not 0), NFQA_HWADDR (Ethernet ingress),
+NFQA_TIMESTAMP (ingress, while any socket of the host asks for receive timestamps), NFQA_UID and
+NFQA_GID (locally made, with NFQA_CFG_F_UID_GID), NFQA_CAP_LEN (only if the copy range cut the
+packet), NFQA_SKB_INFO (only if not 0: seen with NFQA_CFG_F_GSO alone).
+A reader that assumes fixed offsets must therefore check the attribute headers it skips, and fall
+back to :func:`parse_packet`.
 """
 
 import struct
@@ -102,7 +118,7 @@ class QueuedPacket:
     packet_id: int
     """Unique in its queue since the queue was bound; grows by one per packet."""
     hw_protocol: int
-    """EtherType in host order (0x0800, 0x86dd); 0 for packets made locally that have none yet."""
+    """EtherType in host order: 0x0800, 0x86dd."""
     hook: int
     """NF_INET_*."""
     indev: int
@@ -138,7 +154,10 @@ def _config(queue: int, seq: int, body: bytes, ack: bool) -> bytes:
 
 
 def bind(queue: int, seq: int, *, ack: bool = True) -> bytes:
-    """Take the queue for this socket. EBUSY: another socket holds it (EPERM: no CAP_NET_ADMIN)."""
+    """Take the queue for this socket.
+
+    EPERM: another socket holds it, or CAP_NET_ADMIN is lacking. EBUSY: this one holds it already.
+    """
     command = _COMMAND.pack(NFQNL_CFG_CMD_BIND, nlmsg.AF_UNSPEC)
     return _config(queue, seq, nlmsg.attribute(NFQA_CFG_CMD, command), ack)
 
@@ -168,7 +187,7 @@ def unbind(queue: int, seq: int, *, ack: bool = True) -> bytes:
 
 
 def config_params(queue: int, seq: int, copy_range: int, *, ack: bool = True) -> bytes:
-    """Copy the first ``copy_range`` bytes of each packet (NFQNL_COPY_PACKET); 0: all, up to 65,531."""
+    """Copy the first ``copy_range`` bytes of each packet (NFQNL_COPY_PACKET); 0: all."""
     params = _PARAMS.pack(_u32(copy_range, "copy range"), NFQNL_COPY_PACKET)
     return _config(queue, seq, nlmsg.attribute(NFQA_CFG_PARAMS, params), ack)
 
@@ -189,7 +208,7 @@ def config_flags(queue: int, seq: int, flags: int, mask: int, *, ack: bool = Tru
 def verdict(
     queue: int, packet_id: int, verdict: int, mark: int | None = None, *, seq: int = 0
 ) -> bytes:
-    """The verdict on one packet, optionally with a new fwmark. Only failure (ENOENT) is answered."""
+    """The verdict on one packet, optionally with a new fwmark. Only ENOENT is answered."""
     body = nlmsg.attribute(NFQA_VERDICT_HDR, _verdict_header(verdict, packet_id))
     if mark is not None:
         body += nlmsg.attribute(NFQA_MARK, _U32.pack(_u32(mark, "packet mark")))

@@ -1,0 +1,226 @@
+"""The real proxy as a subprocess in a node namespace: start, ask, stop, kill, clean up.
+
+Use :class:`Proxy` as a context manager; whatever happens, its processes are gone afterwards, and when
+the block fails its log is printed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nfqproxy.api import admin
+from nfqproxy.errors import NfqproxyError
+from nfqproxy.kernel.counters import rule_counters
+from nfqproxy.kernel.netns import Namespace, ProcessRef, stop_processes
+from nfqproxy.model import Family, Protocol
+from tests.kernel.manifests import Manifest, text
+
+CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/56"
+READERS = ("netlink", "netfilterqueue")
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 30.0
+
+
+def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 20.0) -> None:
+    """Poll until ``condition()`` is true; AssertionError that says ``what`` when it never is."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"within {timeout_s:g} s it never became true that {what}")
+        time.sleep(0.01)
+
+
+def run_cli(
+    namespace: Namespace,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+) -> "subprocess.CompletedProcess[str]":
+    """``nfqproxy ARGUMENTS`` in a namespace, to its end; the exit status is the caller's to check."""
+    return namespace.run(
+        sys.executable,
+        *["-m", "nfqproxy", *arguments],
+        check=False,
+        env=None if env is None else dict(env),
+        timeout_s=timeout_s,
+    )
+
+
+class Proxy:
+    """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        objects: Sequence[Manifest],
+        *flags: str,
+        node_name: str = "n1",
+        cluster_cidr: str = CLUSTER_CIDR,
+        reader: str = "netlink",
+        mode: str = "replace",
+        workers: int = 1,
+    ) -> None:
+        self.namespace = namespace
+        self._directory = tempfile.TemporaryDirectory(prefix="nfqproxy-test-")
+        self._log = Path(self._directory.name, "log")
+        self.manifest = Path(self._directory.name, "services.json")
+        self.write(objects)
+        self._arguments = ["run", "--manifests", str(self.manifest), "--node-name", node_name]
+        if cluster_cidr:
+            self._arguments += ["--cluster-cidr", cluster_cidr]
+        self._arguments += ["--reader", reader, "--mode", mode, "--workers", str(workers), *flags]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._seen: set[ProcessRef] = set()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            print(f"--- log of nfqproxy\n{self.log}")
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            print(f"--- log of nfqproxy\n{self.log}")
+        self.close()
+
+    @property
+    def log(self) -> str:
+        """What it has written to stdout and stderr, over all starts."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the supervisor."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until all its workers decide packets."""
+        assert self._process is None or self._process.poll() is not None, "it runs already"
+        with self._log.open("ab") as log:
+            self._process = self.namespace.popen(
+                sys.executable, "-m", "nfqproxy", *self._arguments, stdout=log, stderr=log
+            )
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until status answers and says that every worker is ready."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while True:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise AssertionError(
+                    f"nfqproxy ended with status {self._process.returncode}:\n{self.log}"
+                )
+            try:
+                workers = self.status()["workers"]
+            except NfqproxyError:
+                workers = []
+            if workers and all(worker["ready"] for worker in workers):
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError(f"nfqproxy was not ready in time:\n{self.log}")
+            time.sleep(0.01)
+
+    def status(self) -> dict[str, Any]:
+        """What ``nfqproxy status -o json`` prints, asked in this process."""
+        document = self.namespace.call(lambda: admin.ask("status"))
+        # Remembered for close(): workers are sessions of their own.
+        self._seen.update(ProcessRef.of(w["pid"]) for w in document["workers"] if w["pid"])
+        return document
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the present workers."""
+        return [worker["pid"] for worker in self.status()["workers"] if worker["pid"]]
+
+    def packets(self) -> int:
+        """Packets that the present workers have read from their queues."""
+        return sum(worker["packets"] for worker in self.status()["workers"])
+
+    def counters(self) -> dict[str, int]:
+        """What the workers count as out of the ordinary, summed over them."""
+        total: dict[str, int] = {}
+        for worker in self.status()["workers"]:
+            for name, count in worker["counters"].items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def queued(self) -> dict[tuple[Family, Protocol], int]:
+        """Packets that each queue rule has matched since the rules were put in."""
+        return self.namespace.call(rule_counters)
+
+    def write(self, objects: Sequence[Manifest]) -> None:
+        """Replace the manifest file at once, as a careful editor does."""
+        self.write_text(text(objects))
+
+    def write_text(self, content: str) -> None:
+        """Replace the manifest file by any text."""
+        fresh = self.manifest.with_suffix(".next")
+        fresh.write_text(content)
+        fresh.replace(self.manifest)
+
+    def follow(self, objects: Sequence[Manifest]) -> None:
+        """Replace the manifest (it must differ) and wait until workers and kernel follow it."""
+        before = self.status()["revision"]
+        self.write(objects)
+
+        def follows() -> bool:
+            status = self.status()
+            return status["revision"] > before and all(
+                worker["revision"] == status["revision"] for worker in status["workers"]
+            )
+
+        wait_until(follows, "the workers decide by the new manifest")
+
+    def stop(self) -> None:
+        """SIGTERM; it must exit 0 and leave no worker behind."""
+        self.status()
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(_STOP_TIMEOUT_S)
+        assert status == 0, f"exit status {status} after SIGTERM:\n{self.log}"
+        left = [ref.pid for ref in self._seen if ref.is_alive()]
+        assert not left, f"workers {left} outlived the proxy:\n{self.log}"
+
+    def kill_worker(self) -> int:
+        """SIGKILL the first worker; returns the pid it had."""
+        pid = self.worker_pids()[0]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def kill(self) -> None:
+        """SIGKILL the supervisor and its workers, all at once as an out-of-memory killer might."""
+        victims = [self.pid, *self.worker_pids()]
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(_STOP_TIMEOUT_S)
+        wait_until(lambda: not any(ref.is_alive() for ref in self._seen), "the workers are gone")
+
+    def cleanup(self) -> str:
+        """``nfqproxy cleanup``, which must exit 0; returns its output."""
+        done = run_cli(self.namespace, "cleanup")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def close(self) -> None:
+        """End every process of it that is left and remove its files. Idempotent."""
+        if self._process is not None:
+            self.namespace.stop(self._process)
+        stop_processes(sorted(self._seen, key=lambda ref: ref.pid))
+        self._directory.cleanup()

@@ -1,0 +1,196 @@
+"""Tiny servers for many namespaces in one thread of the test, and the clients that ask them.
+
+TCP: a connection is greeted with one line ``NAME CLIENT-ADDRESS CLIENT-PORT`` and then echoed until
+the client closes. UDP: each datagram is answered by that line followed by the datagram.
+"""
+
+import selectors
+import socket
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from nfqproxy.kernel.netns import Namespace
+
+TIMEOUT_S = 5.0
+
+
+class Responder:
+    """A context manager; ``serve`` may be called at any time inside it."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._waker = socket.socketpair()
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._names: dict[socket.socket, str] = {}
+        self._thread = threading.Thread(target=self._run, name="responder")
+        self._lock = threading.Lock()
+        self._is_stopping = False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_stopping = True
+        self._waker.send(b"x")
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+        self._waker.close()
+
+    def serve(self, namespace: Namespace, name: str, port: int, *addresses: str) -> None:
+        """Answer as ``name`` on TCP and UDP ``port``, on these addresses or on all of both families."""
+        for address in addresses or ("0.0.0.0", "::"):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                server = namespace.socket(family, kind)
+                if family == socket.AF_INET6:
+                    server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                server.bind((address, port))
+                if kind == socket.SOCK_STREAM:
+                    server.listen(4096)
+                server.setblocking(False)
+                with self._lock:
+                    self._names[server] = name
+                self._selector.register(server, selectors.EVENT_READ, kind)
+                self._waker.send(b"x")
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            for key, _ in self._selector.select():
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                try:
+                    if sock is self._wake:
+                        sock.recv(4096)
+                    elif key.data == socket.SOCK_STREAM:
+                        self._accept(sock)
+                    elif key.data == socket.SOCK_DGRAM:
+                        data, peer = sock.recvfrom(65536)
+                        sock.sendto(self._greeting(sock, peer) + data, peer)
+                    else:
+                        self._echo(sock)
+                except (BlockingIOError, ConnectionError):
+                    pass  # a client that has reset its connection already
+
+    def _greeting(self, server: socket.socket, peer: tuple[str, int]) -> bytes:
+        with self._lock:
+            name = self._names[server]
+        return f"{name} {peer[0]} {peer[1]}\n".encode()
+
+    def _accept(self, server: socket.socket) -> None:
+        connection, peer = server.accept()
+        connection.setblocking(False)
+        try:
+            connection.send(self._greeting(server, peer))
+        except ConnectionError:
+            connection.close()
+            raise
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _echo(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(65536)
+        except ConnectionError:
+            data = b""
+        if data:
+            connection.send(data)
+        else:
+            self._selector.unregister(connection)
+            connection.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Who answered, and what it saw of the client."""
+
+    name: str
+    client: str
+    client_port: int
+
+
+def parse(line: bytes) -> Answer:
+    """The greeting line of a Responder."""
+    name, client, port = line.split(b"\n")[0].decode().split()
+    return Answer(name=name, client=client, client_port=int(port))
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+class Connection:
+    """An open TCP connection from ``namespace`` to a Responder, greeted. A context manager."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        address: str,
+        port: int,
+        *,
+        source: tuple[str, int] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self.socket = namespace.socket(family_of(address), socket.SOCK_STREAM)
+        try:
+            self.socket.settimeout(timeout_s)
+            if source is not None:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self.socket.bind(source)
+            self.socket.connect((address, port))
+            self.answer = parse(self._line())
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.socket.close()
+
+    def _line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            data = self.socket.recv(4096)
+            if not data:
+                raise ConnectionResetError("the server closed before the line ended")
+            line += data
+        return line
+
+    def echo(self, text: str) -> str:
+        """Send one line and return what comes back."""
+        self.socket.sendall(text.encode() + b"\n")
+        return self._line().decode().rstrip("\n")
+
+
+def ask_tcp(namespace: Namespace, address: str, port: int, timeout_s: float = TIMEOUT_S) -> Answer:
+    """Connect once, read the greeting, close."""
+    with Connection(namespace, address, port, timeout_s=timeout_s) as connection:
+        return connection.answer
+
+
+def ask_udp(namespace: Namespace, address: str, port: int, timeout_s: float = TIMEOUT_S) -> Answer:
+    """Send one datagram from a fresh socket and return who answered."""
+    with namespace.socket(family_of(address), socket.SOCK_DGRAM) as sock:
+        sock.settimeout(timeout_s)
+        sock.connect((address, port))
+        sock.send(b"ping")
+        data = sock.recv(65536)
+    assert data.endswith(b"ping")
+    return parse(data)
