@@ -136,7 +136,6 @@ class Worker:
             # A long-lived table: keep the collector from walking it again and again.
             gc.collect()
             gc.freeze()
-            gc.disable()
         if not self._is_open:
             self._reader.queue_socket.set_length(self._configure.queue_length)
             self._is_open = True
