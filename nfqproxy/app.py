@@ -226,7 +226,8 @@ class App:
         return msgspec.structs.replace(context, node_port_addresses=config.node_port_addresses)
 
     async def _status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
-        await asyncio.gather(*(worker.fresh_stats(1.0) for worker in self._supervisor.workers))
+        ready = [worker for worker in self._supervisor.workers if worker.is_ready]
+        await asyncio.gather(*(worker.fresh_stats(1.0) for worker in ready))
         return {
             "version": __version__,
             "pid": os.getpid(),

@@ -29,7 +29,7 @@ from nfqproxy.model import ClientClass, FrontendKey, FrontendPlan, Protocol, Ver
 from nfqproxy.wire import packet
 
 QueuedPacket = tuple[int, int, bytes]
-"""(packet id, netfilter hook, packet from the IP header on)."""
+"""(packet id as the reader gave it, netfilter hook, packet from the IP header on)."""
 
 BATCH_LIMIT = 256
 """Most packets one ``assemble`` call takes; sequence numbers are prepared for so many."""

@@ -7,15 +7,17 @@ rules go the empty chain or table goes as well, so that the host is byte for byt
 table of the legacy back end cannot be unregistered; it stays, empty.)
 """
 
+import itertools
 import json
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from msgspec import Struct
 
 from nfqproxy.errors import KernelError
-from nfqproxy.kernel import commands
+from nfqproxy.kernel import commands, nft
 from nfqproxy.kernel.rule_settings import IptablesBackend
 from nfqproxy.model import Family
 
@@ -29,6 +31,7 @@ __all__ = [
     "command",
     "drop_made",
     "made_here",
+    "parse_own",
     "read_own",
     "restore",
     "restore_text",
@@ -44,8 +47,6 @@ MADE_TABLE = "nfqproxy made this table"
 _TABLES = ("raw", "mangle", "nat", "filter", "security")
 _WORD = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 _NFT = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-# -j or -g; names cannot hold blanks, so quoting is no matter.
-_JUMP = re.compile(rf"^-A (?P<chain>\S+) .*-[jg] {CHAIN_PREFIX}\S+(?: |$)")
 
 
 class OwnRules(Struct, frozen=True, kw_only=True):
@@ -60,18 +61,21 @@ class OwnRules(Struct, frozen=True, kw_only=True):
     def __bool__(self) -> bool:
         return bool(self.chains or self.jumps)
 
-    def removal(self) -> list[str]:
-        """Return the restore lines that take all of it out."""
+    def removal(self, keep: Container[str] = ()) -> list[str]:
+        """Return the restore lines that take all of it out, except the chains ``keep``."""
+        doomed = [chain for chain in self.chains if chain not in keep]
         return [
             *("-D" + jump.removeprefix("-A") for jump in self.jumps),
-            *(f"-F {chain}" for chain in self.chains),
-            *(f"-X {chain}" for chain in self.chains),
+            *(f"-F {chain}" for chain in doomed),
+            *(f"-X {chain}" for chain in doomed),
         ]
 
-    def restoration(self) -> list[str]:
-        """Return the restore lines that put it back, jumps first in their chains."""
-        first = [re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(self.jumps)]
-        return [*(f":{chain} - [0:0]" for chain in self.chains), *self.rules, *first]
+    def restoration(self, *, jumps_first: bool) -> list[str]:
+        """Return the restore lines that put it back, the jumps at one end of their chains."""
+        jumps: Iterable[str] = self.jumps
+        if jumps_first:
+            jumps = (re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(self.jumps))
+        return [*(f":{chain} - [0:0]" for chain in self.chains), *self.rules, *jumps]
 
     def made(self, chain: str) -> str | None:
         """Return MADE_TABLE or MADE_CHAIN when a jump in ``chain`` is marked so."""
@@ -113,27 +117,17 @@ def tables(family: Family, backend: IptablesBackend) -> list[str]:
         except OSError:
             return []
         return [table for table in _TABLES if table in known]
-    return [table for table in _TABLES if table in builtin_chains(family)]
+    existing = builtin_chains(family)
+    return [table for table in _TABLES if table in existing]
 
 
 def builtin_chains(family: Family) -> dict[str, dict[str, str]]:
     """Return table -> base chain -> policy of the nft back end."""
-    if commands.find("nft") is None:
-        return {}
-    found: dict[str, dict[str, str]] = {}
-    listing = json.loads(commands.run(["nft", "-j", "list", "tables"]))
-    for item in listing["nftables"]:
-        table = item.get("table")
-        if table and table["family"] == _NFT[family] and table["name"] in _TABLES:
-            found[table["name"]] = {}
-    listing = json.loads(commands.run(["nft", "-j", "list", "chains"]))
-    for item in listing["nftables"]:
-        chain = item.get("chain")
-        if not chain or "hook" not in chain or chain["family"] != _NFT[family]:
-            continue
-        if chain["table"] in found:
-            found[chain["table"]][chain["name"]] = chain.get("policy", "accept")
-    return found
+    return {
+        table: {chain: policy for chain, policy in chains.items() if policy is not None}
+        for (ip, table), chains in nft.list_chains().items()
+        if ip == _NFT[family] and table in _TABLES
+    }
 
 
 def read_own(family: Family, backend: IptablesBackend) -> dict[str, OwnRules]:
@@ -143,22 +137,35 @@ def read_own(family: Family, backend: IptablesBackend) -> dict[str, OwnRules]:
         return {}
     found = {}
     for table in tables(family, backend):
-        own = _parse(commands.run([save, "-t", table]))
+        own = parse_own(commands.run([save, "-t", table]))
         if own:
             found[table] = own
     return found
 
 
-def _parse(listing: str) -> OwnRules:
+def parse_own(listing: str) -> OwnRules:
+    """Parse the output of ``iptables-save`` for one table."""
     chains, rules, jumps = [], [], []
     for line in listing.splitlines():
         if line.startswith(f":{CHAIN_PREFIX}"):
             chains.append(line[1:].split()[0])
         elif line.startswith(f"-A {CHAIN_PREFIX}"):
             rules.append(line)
-        elif _JUMP.match(line):
+        elif CHAIN_PREFIX in line and _jumps_to_us(line):
             jumps.append(line)
     return OwnRules(chains=tuple(chains), rules=tuple(rules), jumps=tuple(jumps))
+
+
+def _jumps_to_us(line: str) -> bool:
+    # By words, quoting honoured: somebody's comment may well speak of our chains.
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return False
+    return any(
+        option in ("-j", "-g") and target.startswith(CHAIN_PREFIX)
+        for option, target in itertools.pairwise(words)
+    )
 
 
 def restore_text(lines: dict[str, list[str]]) -> str:
@@ -203,8 +210,9 @@ def drop_made(family: Family, before: dict[str, OwnRules]) -> list[str]:
     """
     removed = []
     ip = _NFT[family]
+    builtin = builtin_chains(family)
     for table, own in before.items():
-        existing = builtin_chains(family).get(table, {})
+        existing = builtin.get(table, {})
         marks = {chain: own.made(chain) for chain in existing}
         whole = MADE_TABLE in marks.values()
         if not whole and MADE_CHAIN not in marks.values():
@@ -227,7 +235,7 @@ def drop_made(family: Family, before: dict[str, OwnRules]) -> list[str]:
         if whole and not others:
             lines.append(f"delete table {ip} {table}")
         if lines:
-            commands.run(["nft", "-f", "-"], "\n".join(lines) + "\n")
+            nft.run_transaction("\n".join(lines) + "\n")
             removed += [
                 f"nft {line.removeprefix('delete ')} (empty, made by nfqproxy)" for line in lines
             ]
@@ -245,9 +253,8 @@ def choose_backend(wanted: IptablesBackend) -> IptablesBackend:
         backend: _foreign_rules(backend)
         for backend in (IptablesBackend.NFT, IptablesBackend.LEGACY)
     }
-    nft, legacy = scores[IptablesBackend.NFT], scores[IptablesBackend.LEGACY]
-    if nft != legacy:
-        return IptablesBackend.NFT if nft > legacy else IptablesBackend.LEGACY
+    if scores[IptablesBackend.NFT] != scores[IptablesBackend.LEGACY]:
+        return max(scores, key=lambda backend: scores[backend])
     for tool in ("iptables", "ip6tables"):
         if commands.find(tool):
             return _backend_of(tool)

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from nfqproxy.core.fallback import MAX_SLOTS, FamilyChanges, KernelState
 from nfqproxy.errors import NfqproxyError
-from nfqproxy.kernel import commands
+from nfqproxy.kernel import commands, nft
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
 from nfqproxy.kernel.rule_text import create_set
 from nfqproxy.model import Family, FrontendKey, FrontendPlan, NodeContext, Protocol
@@ -111,7 +111,7 @@ class KernelTable:
     def _send(self, changes: Mapping[Family, FamilyChanges], *, full: bool) -> None:
         with_maps = self._settings.mode is RuleMode.REPLACE
         if with_maps:
-            _nft(
+            _transact(
                 line
                 for family, change in changes.items()
                 for line in _additions(family, change, full=full)
@@ -130,7 +130,9 @@ class KernelTable:
                 self._drop_spares(changes)
                 raise
         if with_maps and not full:
-            _nft(line for family, change in changes.items() for line in _removals(family, change))
+            _transact(
+                line for family, change in changes.items() for line in _removals(family, change)
+            )
 
     def _replacement(self, family: Family, change: FamilyChanges) -> Iterable[str]:
         """Fill a new set beside the old one and exchange them: the swap is atomic."""
@@ -159,10 +161,8 @@ def _member_lines(family: Family, change: FamilyChanges) -> Iterable[str]:
         yield f"del {own} {member}"
 
 
-def _nft(lines: Iterable[str]) -> None:
-    text = "\n".join(lines)
-    if text:
-        commands.run(["nft", "-f", "-"], text + "\n")
+def _transact(lines: Iterable[str]) -> None:
+    nft.run_transaction("".join(line + "\n" for line in lines))
 
 
 def _ip(family: Family) -> str:

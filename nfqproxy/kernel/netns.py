@@ -5,23 +5,19 @@ are made by ``ip -batch`` (one process for any number of them), everything else 
 short-lived thread that has entered the namespace (:meth:`Namespace.call`), so that sockets, sysctls
 and child processes need no wrapper command and a child's pid is the program's own pid.
 
-What is removed: the namespaces of a group and the processes started in them, nothing else. Each
-process is started as the leader of a session of its own; a process counts as ours when it is that
-leader (same pid *and* same start time) or belongs to its session. The kernel does not hand out a
-pid again while a session still bears it, so a stranger cannot be hit (proc(5), setsid(2)).
+What is removed: the namespaces of a group and the processes started in them (processes.py says how
+they are known), nothing else.
 """
 
 import ctypes
 import ipaddress
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TypeVar
@@ -29,17 +25,15 @@ from typing import IO, TypeVar
 from msgspec import Struct
 
 from nfqproxy.errors import HostError, KernelError
+from nfqproxy.kernel.processes import ProcessRef, stop_processes, uninterrupted
 
 __all__ = [
     "NETNS_DIR",
     "Namespace",
     "NamespaceGroup",
-    "ProcessRef",
     "Veth",
     "random_prefix",
     "remove_namespaces",
-    "stop_processes",
-    "uninterrupted",
 ]
 
 NETNS_DIR = Path("/run/netns")
@@ -54,98 +48,6 @@ T = TypeVar("T")
 def random_prefix() -> str:
     """A prefix that no other run has: ``nfqp-`` and six hexadecimal digits."""
     return f"nfqp-{secrets.token_hex(3)}-"
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let a clean-up finish: SIGINT and SIGTERM are ignored meanwhile (main thread; else no-op)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-
-
-# ---------------------------------------------------------------------------------- processes
-
-
-class ProcessRef(Struct, frozen=True):
-    """A process of ours, told apart from a later one with the same pid."""
-
-    pid: int
-    start_ticks: int
-    """Start time after boot in clock ticks: field 22 of /proc/PID/stat."""
-
-    @classmethod
-    def of(cls, pid: int) -> "ProcessRef":
-        """The process that bears this pid now; start_ticks is 0 when there is none."""
-        stat = _stat(pid)
-        return cls(pid, stat[1] if stat else 0)
-
-    def is_alive(self) -> bool:
-        """Whether it still runs (a zombie does not)."""
-        stat = _stat(self.pid)
-        return stat is not None and stat[1] == self.start_ticks and stat[2] != "Z"
-
-
-def _stat(pid: int) -> tuple[int, int, str] | None:
-    """Session, start time and state of a process from /proc/PID/stat; None when it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The command name (field 2) is in parentheses and may hold anything, ')' included.
-    fields = text[text.rindex(")") + 2 :].split()
-    return int(fields[3]), int(fields[19]), fields[0]
-
-
-def _session_members(leaders: Iterable[ProcessRef]) -> list[int]:
-    """Living pids that are one of the leaders or belong to a leader's session."""
-    start = {ref.pid: ref.start_ticks for ref in leaders}
-    found = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        pid = int(entry.name)
-        stat = _stat(pid)
-        if stat is None or stat[2] == "Z" or stat[0] not in start:
-            continue
-        # A leader's own start time is checked; members are ours by the session that bears its pid.
-        leader = _stat(stat[0])
-        if leader is None or leader[1] == start[stat[0]]:
-            found.append(pid)
-    return found
-
-
-def stop_processes(leaders: Sequence[ProcessRef], *, grace_s: float = 3.0) -> None:
-    """Terminate the leaders, wait ``grace_s`` seconds at most, kill the rest of their sessions.
-
-    Idempotent; returns when none is left. Zombies are the parent's to reap.
-    """
-    for ref in leaders:
-        if ref.is_alive():
-            _signal(ref.pid, signal.SIGTERM)
-    deadline = time.monotonic() + grace_s
-    while leaders and any(ref.is_alive() for ref in leaders) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    for attempt in range(50):
-        members = _session_members(leaders) if leaders else []
-        if not members:
-            return
-        for pid in members:
-            _signal(pid, signal.SIGKILL)
-        time.sleep(0.002 * (attempt + 1))
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass  # it ended by itself
 
 
 # --------------------------------------------------------------------------------- namespaces
@@ -200,7 +102,13 @@ class Namespace:
 
         thread = threading.Thread(target=enter_and_run, name=f"in {self.name}")
         thread.start()
-        thread.join()
+        try:
+            thread.join()
+        except BaseException:
+            # Ctrl-C: what the thread is about to start must be known before anyone cleans up.
+            with uninterrupted():
+                thread.join()
+            raise
         if failure:
             raise failure[0]
         return outcome[0]
@@ -237,21 +145,20 @@ class Namespace:
         env: Mapping[str, str] | None = None,
     ) -> "subprocess.Popen[bytes]":
         """Start a long-lived command here, as leader of its own session; close() ends it."""
-        child = self.call(
-            lambda: _found(
+
+        def start() -> subprocess.Popen[bytes]:
+            child = subprocess.Popen(
                 arguments,
-                lambda: subprocess.Popen(
-                    arguments,
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stderr,
-                    env=None if env is None else dict(env),
-                    start_new_session=True,
-                ),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=None if env is None else dict(env),
+                start_new_session=True,
             )
-        )
-        self._children.append(child)
-        return child
+            self._children.append(child)
+            return child
+
+        return self.call(lambda: _found(arguments, start))
 
     def processes(self) -> list[ProcessRef]:
         """The processes started here by :meth:`popen`, dead ones left out."""
@@ -294,26 +201,23 @@ class Namespace:
         """
         family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
 
-        def poll() -> str:
-            deadline = time.monotonic() + timeout_s
-            problem = "no attempt was made"
-            while time.monotonic() < deadline:
-                if process is not None and process.poll() is not None:
-                    return f"the server exited with status {process.returncode}"
-                with socket.socket(family, socket.SOCK_STREAM) as probe:
-                    probe.settimeout(1.0)
-                    try:
-                        probe.connect((address, port))
-                    except OSError as error:
-                        problem = str(error)
-                    else:
-                        return ""
-                time.sleep(0.005)
-            return problem
-
-        problem = self.call(poll)
-        if problem:
-            raise HostError(f"nothing answers at {address} port {port} in {self.name}: {problem}")
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with self.socket(family, socket.SOCK_STREAM) as probe:
+                probe.settimeout(1.0)
+                try:
+                    probe.connect((address, port))
+                except OSError as error:
+                    problem = str(error)
+                else:
+                    return
+            if process is not None and process.poll() is not None:
+                problem = f"the server exited with status {process.returncode}"
+                break
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.005)
+        raise HostError(f"nothing answers at {address} port {port} in {self.name}: {problem}")
 
     def stop(self, child: "subprocess.Popen[bytes]", *, grace_s: float = 3.0) -> int:
         """End one process started here (SIGTERM, then SIGKILL); its return code."""
@@ -365,11 +269,15 @@ class NamespaceGroup:
     def __iter__(self) -> Iterator[Namespace]:
         return iter(self._members.values())
 
-    def create(self, short_names: Sequence[str]) -> None:
-        """Make namespaces ``prefix + short name`` with the loopback device up."""
-        # Registered first: an interrupt half-way still leads to their removal.
+    def declare(self, short_names: Sequence[str]) -> None:
+        """Take namespaces ``prefix + short name`` into the group, whether they exist yet or not."""
         for short in short_names:
-            self._members[short] = Namespace(self.prefix + short)
+            self._members.setdefault(short, Namespace(self.prefix + short))
+
+    def create(self, short_names: Sequence[str]) -> None:
+        """Make namespaces ``prefix + short name``; their loopback device is down."""
+        # Declared first: an interrupt half-way still leads to their removal.
+        self.declare(short_names)
         _ip_batch([f"netns add {self.prefix}{short}" for short in short_names])
 
     def connect(self, pairs: Sequence[Veth]) -> None:
@@ -384,12 +292,17 @@ class NamespaceGroup:
         if lines:
             _ip_batch(lines)
 
-    def close(self) -> None:
-        """End every process started in the group and remove the namespaces. Idempotent."""
+    def stop_processes(self) -> None:
+        """End every process started through this object; namespaces and other processes stay."""
         with uninterrupted():
             _stop_children([c for member in self for c in member._children])
             for member in self:
                 member._children.clear()
+
+    def close(self) -> None:
+        """End every process started through this object and remove the namespaces. Idempotent."""
+        with uninterrupted():
+            self.stop_processes()
             remove_namespaces([member.name for member in self])
             self._members.clear()
 

@@ -6,15 +6,15 @@ set stands or what stood before. Sets and maps keep their elements over a repeat
 restart never empties the fallback.
 """
 
-import json
 import re
 import time
+from collections.abc import Iterable
 
 from nfqproxy.errors import KernelError, NfqproxyError
-from nfqproxy.kernel import commands, iptables
+from nfqproxy.kernel import commands, iptables, nft
 from nfqproxy.kernel.iptables import OwnRules
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
-from nfqproxy.kernel.rule_text import HOOKS, create_set, iptables_text, render
+from nfqproxy.kernel.rule_text import HOOKS, JUMPS_FIRST, create_set, iptables_text, render
 from nfqproxy.model import Family
 
 __all__ = ["NFT_TABLE", "SET_PREFIX", "apply", "cleanup"]
@@ -76,17 +76,10 @@ def _iptables_text(
             mark = own.get(table, OwnRules()).made(chain)
             if mark:
                 comments[table, chain] = mark
-    plain = iptables_text(family, settings)
-    # The text declares (and so empties) the chains it fills; only others must be deleted.
-    before = {
-        table: [
-            line
-            for line in rules.removal()
-            if line.startswith("-D") or f":{line.split()[1]} " not in plain
-        ]
-        for table, rules in own.items()
-    }
-    stray = {table: lines for table, lines in before.items() if f"*{table}\n" not in plain}
+    # Chains that the text declares are emptied by that; only others must be deleted.
+    declared = re.findall(r"^:(\S+) ", iptables_text(family, settings), re.MULTILINE)
+    before = {table: rules.removal(keep=declared) for table, rules in own.items()}
+    stray = {table: before[table] for table in before if table not in {t for t, _ in HOOKS}}
     return iptables.restore_text(stray) + iptables_text(
         family, settings, comments=comments, before=before
     )
@@ -95,10 +88,12 @@ def _iptables_text(
 def _put_back(family: Family, backend: IptablesBackend, before: dict[str, OwnRules]) -> None:
     """Undo a restore that may have been committed in part."""
     now = iptables.read_own(family, backend)
-    lines = {
-        table: now.get(table, OwnRules()).removal() + before.get(table, OwnRules()).restoration()
-        for table in {*now, *before}
-    }
+    lines = {}
+    for table in {*now, *before}:
+        then = before.get(table, OwnRules())
+        # Chains that stay are refilled in place, so that even their order is as it was.
+        removal = now.get(table, OwnRules()).removal(keep=then.chains)
+        lines[table] = removal + then.restoration(jumps_first=table in JUMPS_FIRST)
     iptables.restore(family, backend, iptables.restore_text(lines))
     if backend is IptablesBackend.NFT:
         iptables.drop_made(family, {t: own for t, own in now.items() if t not in before})
@@ -133,29 +128,20 @@ def _apply_nft(settings: RuleSettings) -> None:
     wanted = {_nft_name(family) for family in settings.families}
     existing = _our_tables()
     shape = set(_NFT_CHAIN.findall(text))
-    doomed = [table for table in existing if table not in wanted or _chains(table) != shape]
+    doomed = [name for name, chains in existing.items() if name not in wanted or chains != shape]
     try:
-        commands.run(["nft", "-f", "-"], _delete(doomed) + text)
+        nft.run_transaction(_delete(doomed) + text)
     except KernelError:
         # The same chains, but maps of the same name and another type.
-        if doomed == existing:
+        if len(doomed) == len(existing):
             raise
-        commands.run(["nft", "-f", "-"], _delete(existing) + text)
+        nft.run_transaction(_delete(existing) + text)
 
 
 _NFT_CHAIN = re.compile(r"^\tchain (\S+) \{", re.MULTILINE)
 
 
-def _chains(table: str) -> set[str]:
-    listing = json.loads(commands.run(["nft", "-j", "list", "chains", table.split()[0]]))
-    return {
-        item["chain"]["name"]
-        for item in listing["nftables"]
-        if "chain" in item and item["chain"]["table"] == table.split()[1]
-    }
-
-
-def _delete(tables: list[str]) -> str:
+def _delete(tables: Iterable[str]) -> str:
     return "".join(f"delete table {table}\n" for table in tables)
 
 
@@ -173,9 +159,9 @@ def cleanup() -> list[str]:
     for backend in _BACKENDS:
         for family in Family:
             removed += _remove_iptables(family, backend)
-    for table in _our_tables():
-        commands.run(["nft", "delete", "table", *table.split()])
-        removed.append(f"nft table {table}")
+    tables = _our_tables()
+    nft.run_transaction(_delete(tables))
+    removed += [f"nft table {table}" for table in tables]
     for name in sorted(_our_sets()):
         _destroy_set(name)
         removed.append(f"ipset {name}")
@@ -205,16 +191,13 @@ def _our_sets() -> set[str]:
     return {name for name in names if name.startswith(SET_PREFIX)}
 
 
-def _our_tables() -> list[str]:
-    """Return "family name" of our nft tables."""
-    if commands.find("nft") is None:
-        return []
-    tables = []
-    for line in commands.run(["nft", "list", "tables"]).splitlines():
-        words = line.split()
-        if len(words) == 3 and (words[2] == NFT_TABLE or words[2].startswith(NFT_TABLE + "-")):
-            tables.append(f"{words[1]} {words[2]}")
-    return tables
+def _our_tables() -> dict[str, set[str]]:
+    """Return "family name" of our nft tables with the names of their chains."""
+    return {
+        f"{family} {name}": set(chains)
+        for (family, name), chains in nft.list_chains().items()
+        if name == NFT_TABLE or name.startswith(NFT_TABLE + "-")
+    }
 
 
 def _destroy_set(name: str) -> None:

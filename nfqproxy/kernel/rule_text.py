@@ -16,10 +16,21 @@ from nfqproxy.errors import HostError
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
 from nfqproxy.model import Family
 
-__all__ = ["HOOKS", "PLAIN_COMMENT", "RenderedRules", "create_set", "iptables_text", "render"]
+__all__ = [
+    "HOOKS",
+    "JUMPS_FIRST",
+    "PLAIN_COMMENT",
+    "RenderedRules",
+    "create_set",
+    "iptables_text",
+    "render",
+]
 
 HOOKS = (("mangle", "PREROUTING"), ("mangle", "OUTPUT"), ("raw", "PREROUTING"), ("raw", "OUTPUT"))
 """The built-in chains that get a jump of ours."""
+
+JUMPS_FIRST = frozenset({"mangle"})
+"""Tables where our jump stands before other rules; in the others it stands behind them."""
 
 PLAIN_COMMENT = "nfqproxy"
 """Comment of a jump in a chain that was there before."""

@@ -161,14 +161,16 @@ async def _tcp_connection(job: TcpJob, tally: Tally) -> None:
         tally.fail("BAD")
 
 
-async def _dns_query(job: DnsJob, tally: Tally, chance: random.Random) -> None:
+async def _dns_query(job: DnsJob, tally: Tally, number: int, chance: random.Random) -> None:
     loop = asyncio.get_running_loop()
     tally.attempts += 1
     identity = chance.randrange(65536)
     query = encode_txt_query(identity, job.name)
     target = tally.target
     try:
-        with _new_socket(target, socket.SOCK_DGRAM, job.port_range) as sock:
+        with _new_socket(target, socket.SOCK_DGRAM, None) as sock:
+            if job.first_port:
+                sock.bind(("", job.first_port + number))
             sock.connect((target.address, target.port))
             tally.ports.add(sock.getsockname()[1])
             start = time.perf_counter_ns()
@@ -265,7 +267,7 @@ async def _run_async(job: TcpJob | DnsJob | HeldJob, tallies: list[Tally], outpu
     elif isinstance(job, DnsJob):
         chance = random.Random(job.seed)
         await _bounded(
-            lambda number: _dns_query(job, tallies[number % len(tallies)], chance),
+            lambda number: _dns_query(job, tallies[number % len(tallies)], number, chance),
             job.queries,
             concurrency=job.concurrency,
             rate=job.rate,
@@ -307,7 +309,7 @@ def _run_latency(job: LatencyJob, tallies: list[Tally], output: Output) -> None:
 
 def run_job(job: Job) -> None:
     """Run a job to its end, reporting on stdout."""
-    if isinstance(job, TcpJob | DnsJob):
+    if isinstance(job, TcpJob):
         check_port_range(job.port_range)
     tallies = [Tally(target) for target in job.targets]
     output = Output(tallies)

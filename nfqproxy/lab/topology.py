@@ -116,12 +116,46 @@ class Topology:
     """A built network. Close it (or use :func:`topology`) to remove every trace."""
 
     def __init__(self, spec: TopologySpec, prefix: str | None = None) -> None:
+        """Plan a network, or describe one that stands already: nothing is made before build()."""
         spec.check()
         self.spec = spec
         self.group = NamespaceGroup(prefix)
-        self.clients: tuple[Client, ...] = ()
-        self.nodes: tuple[Node, ...] = ()
-        self.pods: tuple[Pod, ...] = ()
+        client_names = [f"c{i + 1}" for i in range(spec.clients)]
+        node_names = [f"n{i + 1}" for i in range(len(spec.pods))]
+        pod_slots = [(n + 1, i) for n, count in enumerate(spec.pods) for i in range(count)]
+        pod_names = [f"pod-{n}-{11 + i}" for n, i in pod_slots]
+        self._short_names = ["lan", *client_names, *node_names, *pod_names]
+        self.group.declare(self._short_names)
+        self.clients = tuple(
+            Client(
+                name=name,
+                namespace=self.group[name],
+                address4=plan.client4(i),
+                address6=plan.client6(i),
+            )
+            for i, name in enumerate(client_names)
+        )
+        self.nodes = tuple(
+            Node(
+                name=name,
+                number=n + 1,
+                namespace=self.group[name],
+                address4=plan.node4(n + 1),
+                address6=plan.node6(n + 1),
+            )
+            for n, name in enumerate(node_names)
+        )
+        self.pods = tuple(
+            Pod(
+                name=name,
+                namespace=self.group[name],
+                node=f"n{n}",
+                address4=plan.pod4(n, i),
+                address6=plan.pod6(n, i),
+                host_device=f"pod{11 + i}",
+            )
+            for name, (n, i) in zip(pod_names, pod_slots, strict=True)
+        )
 
     @property
     def node(self) -> Node:
@@ -144,138 +178,113 @@ class Topology:
 
     def build(self) -> None:
         """Make everything; on failure or interrupt the caller closes."""
-        group, spec = self.group, self.spec
-        client_names = [f"c{i + 1}" for i in range(spec.clients)]
-        node_names = [f"n{i + 1}" for i in range(len(spec.pods))]
-        pod_slots = [(n + 1, i) for n, count in enumerate(spec.pods) for i in range(count)]
-        pod_names = [f"pod-{n}-{11 + i}" for n, i in pod_slots]
-        group.create(["lan", *client_names, *node_names, *pod_names])
+        group = self.group
+        group.create(self._short_names)
         # Before the devices exist, so that they inherit conf/default.
-        group["lan"].sysctl(_HOST_SYSCTLS)
-        for name in (*client_names, *pod_names):
-            group[name].sysctl(_HOST_SYSCTLS)
-        for name in node_names:
-            group[name].sysctl(NODE_SYSCTLS)
+        self.router.sysctl(_HOST_SYSCTLS)
+        for client in self.clients:
+            client.namespace.sysctl(_HOST_SYSCTLS)
+        for pod in self.pods:
+            pod.namespace.sysctl(_HOST_SYSCTLS)
+        for node in self.nodes:
+            node.namespace.sysctl(NODE_SYSCTLS)
+        uplinks = [client.name for client in self.clients] + [node.name for node in self.nodes]
         group.connect(
             [
                 Veth(left=name, left_device=UPLINK_DEVICE, right="lan", right_device=name)
-                for name in (*client_names, *node_names)
+                for name in uplinks
             ]
             + [
                 Veth(
-                    left=name,
+                    left=pod.name,
                     left_device=UPLINK_DEVICE,
-                    right=f"n{n}",
-                    right_device=f"pod{11 + i}",
+                    right=pod.node,
+                    right_device=pod.host_device,
                     right_mac=plan.POD_GATEWAY_MAC,
                 )
-                for name, (n, i) in zip(pod_names, pod_slots, strict=True)
+                for pod in self.pods
             ]
         )
-        self._set_up_router([*client_names, *node_names])
-        self.nodes = tuple(self._set_up_node(n + 1) for n in range(len(spec.pods)))
-        self.clients = tuple(self._set_up_client(i) for i in range(spec.clients))
-        self.pods = tuple(self._set_up_pod(n, i) for n, i in pod_slots)
+        self._set_up_router(uplinks)
+        for node in self.nodes:
+            self._set_up_node(node)
+        for client in self.clients:
+            self._set_up_client(client)
+        for pod in self.pods:
+            _set_up_pod(pod)
 
     def _set_up_router(self, ports: list[str]) -> None:
-        lines = ["link set lo up", "link add br0 type bridge mcast_snooping 0"]
-        lines += [f"link set {port} master br0 up" for port in ports]
-        lines += [
+        self.router.ip(
+            "link set lo up",
+            "link add br0 type bridge mcast_snooping 0",
+            *(f"link set {port} master br0 up" for port in ports),
             "link set br0 up",
             f"addr add {plan.ROUTER4}/24 dev br0",
             f"addr add {plan.ROUTER6}/64 dev br0 nodad",
-        ]
-        # Whoever talks to the router from a pod gets an answer.
-        lines += _routes_to_pods(len(self.spec.pods), but=0)
-        self.router.ip(*lines)
+            # Whoever talks to the router from a pod gets an answer.
+            *self._routes_to_pods(but=0),
+        )
 
-    def _set_up_node(self, number: int) -> Node:
-        namespace = self.group[f"n{number}"]
-        address4, address6 = plan.node4(number), plan.node6(number)
+    def _set_up_node(self, node: Node) -> None:
         lines = [
             "link set lo up",
             f"link set {UPLINK_DEVICE} up",
-            f"addr add {address4}/24 dev {UPLINK_DEVICE}",
-            f"addr add {address6}/64 dev {UPLINK_DEVICE} nodad",
+            f"addr add {node.address4}/24 dev {UPLINK_DEVICE}",
+            f"addr add {node.address6}/64 dev {UPLINK_DEVICE} nodad",
             # A Service address must be routable, or a local connect fails before OUTPUT.
             f"route add default via {plan.ROUTER4}",
             f"route add ::/0 via {plan.ROUTER6}",
+            *self._routes_to_pods(but=node.number),
         ]
-        lines += _routes_to_pods(len(self.spec.pods), but=number)
-        devices = []
-        for i in range(self.spec.pods[number - 1]):
-            device = f"pod{11 + i}"
-            devices.append(device)
+        settings: dict[str, str | int] = {}
+        for pod in self.pods_of(node.name):
+            device = pod.host_device
             lines += [
                 f"link set {device} up",
                 f"addr add {plan.POD_GATEWAY6}/64 dev {device} nodad",
-                f"route add {plan.pod4(number, i)}/32 dev {device} scope link",
-                f"route add {plan.pod6(number, i)}/128 dev {device}",
+                f"route add {pod.address4}/32 dev {device} scope link",
+                f"route add {pod.address6}/128 dev {device}",
             ]
-        namespace.ip(*lines)
-        settings: dict[str, str | int] = {}
-        for device in devices:
             settings[f"net/ipv4/conf/{device}/proxy_arp"] = 1
             # The default delays a proxied answer by up to 0.8 s.
             settings[f"net/ipv4/neigh/{device}/proxy_delay"] = 0
-        namespace.sysctl(settings)
-        return Node(
-            name=f"n{number}",
-            number=number,
-            namespace=namespace,
-            address4=address4,
-            address6=address6,
-        )
+        node.namespace.ip(*lines)
+        node.namespace.sysctl(settings)
 
-    def _set_up_client(self, index: int) -> Client:
-        name = f"c{index + 1}"
-        namespace = self.group[name]
-        address4, address6 = plan.client4(index), plan.client6(index)
-        namespace.ip(
+    def _set_up_client(self, client: Client) -> None:
+        client.namespace.ip(
             "link set lo up",
             f"link set {UPLINK_DEVICE} up",
-            f"addr add {address4}/24 dev {UPLINK_DEVICE}",
-            f"addr add {address6}/64 dev {UPLINK_DEVICE} nodad",
+            f"addr add {client.address4}/24 dev {UPLINK_DEVICE}",
+            f"addr add {client.address6}/64 dev {UPLINK_DEVICE} nodad",
             f"route add default via {plan.node4(1)}",
             f"route add ::/0 via {plan.node6(1)}",
-            *_routes_to_pods(len(self.spec.pods), but=0),
+            *self._routes_to_pods(but=0),
         )
-        return Client(name=name, namespace=namespace, address4=address4, address6=address6)
 
-    def _set_up_pod(self, node: int, index: int) -> Pod:
-        name = f"pod-{node}-{11 + index}"
-        namespace = self.group[name]
-        address4, address6 = plan.pod4(node, index), plan.pod6(node, index)
-        namespace.ip(
-            "link set lo up",
-            f"link set {UPLINK_DEVICE} up",
-            f"addr add {address4}/32 dev {UPLINK_DEVICE}",
-            f"addr add {address6}/128 dev {UPLINK_DEVICE} nodad",
-            f"route add {plan.POD_GATEWAY4} dev {UPLINK_DEVICE} scope link",
-            f"route add default via {plan.POD_GATEWAY4}",
-            f"route add ::/0 via {plan.POD_GATEWAY6} dev {UPLINK_DEVICE}",
-        )
-        return Pod(
-            name=name,
-            namespace=namespace,
-            node=f"n{node}",
-            address4=address4,
-            address6=address6,
-            host_device=f"pod{11 + index}",
-        )
+    def _routes_to_pods(self, *, but: int) -> list[str]:
+        lines = []
+        for node in self.nodes:
+            if node.number != but:
+                lines.append(f"route add {plan.node_pods4(node.number)} via {node.address4}")
+                lines.append(f"route add {plan.node_pods6(node.number)} via {node.address6}")
+        return lines
 
     def close(self) -> None:
         """End the processes started in it and remove its namespaces. Idempotent."""
         self.group.close()
 
 
-def _routes_to_pods(nodes: int, *, but: int) -> list[str]:
-    lines = []
-    for number in range(1, nodes + 1):
-        if number != but:
-            lines.append(f"route add {plan.node_pods4(number)} via {plan.node4(number)}")
-            lines.append(f"route add {plan.node_pods6(number)} via {plan.node6(number)}")
-    return lines
+def _set_up_pod(pod: Pod) -> None:
+    pod.namespace.ip(
+        "link set lo up",
+        f"link set {UPLINK_DEVICE} up",
+        f"addr add {pod.address4}/32 dev {UPLINK_DEVICE}",
+        f"addr add {pod.address6}/128 dev {UPLINK_DEVICE} nodad",
+        f"route add {plan.POD_GATEWAY4} dev {UPLINK_DEVICE} scope link",
+        f"route add default via {plan.POD_GATEWAY4}",
+        f"route add ::/0 via {plan.POD_GATEWAY6} dev {UPLINK_DEVICE}",
+    )
 
 
 def build_topology(spec: TopologySpec, *, prefix: str | None = None) -> Topology:

@@ -57,21 +57,10 @@ def unreadable(path: Path, error: OSError) -> ManifestError:
     )
 
 
-def candidates(paths: Sequence[Path]) -> list[str]:
-    """The names of the files as far as they can be seen now; never raises."""
-    found: list[str] = []
-    for path in paths:
-        try:
-            found.extend(_inside(path))
-        except OSError:
-            found.append(str(path))
-    return found
-
-
 def status(paths: Sequence[Path]) -> Status:
     """A value that differs when a file was replaced, written, made or removed."""
     found: list[tuple[str, int, int, int, int]] = []
-    for name in candidates(paths):
+    for name in _candidates(paths):
         try:
             at = os.stat(name)  # noqa: PTH116 - strings: this runs for thousands of files
         except OSError:
@@ -107,6 +96,17 @@ def directories(paths: Sequence[Path]) -> dict[str, tuple[int, int]]:
                 continue
             found[str(place)] = (at.st_dev, at.st_ino)
             break
+    return found
+
+
+def _candidates(paths: Sequence[Path]) -> list[str]:
+    """The names of the files as far as they can be seen now; never raises."""
+    found: list[str] = []
+    for path in paths:
+        try:
+            found.extend(_inside(path))
+        except OSError:
+            found.append(str(path))
     return found
 
 

@@ -37,6 +37,9 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []
         self.workers: list[WorkerProcess] = []
         self.revision = 0
+        """Newest revision told to the workers."""
+        self.served_revision = 0
+        """Newest revision that workers and kernel both follow."""
 
     @property
     def plans(self) -> Mapping[FrontendKey, FrontendPlan]:
@@ -67,6 +70,7 @@ class Supervisor:
             self._plans = plans
             if removes:
                 await self._tell_workers(removes=removes)
+            self.served_revision = self.revision
             return True
 
     async def _tell_workers(
@@ -124,7 +128,7 @@ class Supervisor:
         """State for the admin socket."""
         queues = queue_statistics()
         return {
-            "revision": self.revision,
+            "revision": self.served_revision,
             "frontends": len(self._plans),
             "services": len({(plan.namespace, plan.service) for plan in self._plans.values()}),
             "workers": [_worker_status(worker, queues) for worker in self.workers],

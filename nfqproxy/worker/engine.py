@@ -37,13 +37,16 @@ class Engine:
         self.events: Counter[str] = Counter()
         """Everything out of the ordinary, by name."""
 
-    def run_ready(self) -> None:
-        """Handle what waits in the queue, at most some batches."""
+    def run_ready(self) -> bool:
+        """Handle what waits, at most some batches; True when the reader itself still holds packets,
+        which the queue's socket will not tell of.
+        """
         for _ in range(_ROUNDS):
             packets = self._reader.read()
             if not packets:
-                return
+                return False
             self.handle(packets)
+        return self._reader.holds_packets
 
     def handle(self, packets: Sequence[QueuedPacket]) -> None:
         """Decide, install and answer one batch."""

@@ -89,6 +89,7 @@ class Worker:
         )
         self._engine = Engine(reader, self._dataplane, self._conntrack)
         self._is_open = False
+        self._is_closed = False
 
     def _classifier(self) -> SourceClassifier:
         return SourceClassifier(
@@ -100,7 +101,7 @@ class Worker:
         """Serve until Stop, or until the supervisor has gone."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._routes.fileno(), self._on_routes)
-        loop.add_reader(self._reader.fileno(), self._engine.run_ready)
+        loop.add_reader(self._reader.fileno(), self._on_queue)
         while True:
             try:
                 message = await channel.read_to_worker(stream)
@@ -116,6 +117,10 @@ class Worker:
                     return
                 case channel.Configure():
                     log.error("configured twice; the second time is ignored")
+
+    def _on_queue(self) -> None:
+        if self._engine.run_ready() and not self._is_closed:
+            asyncio.get_running_loop().call_soon(self._on_queue)
 
     def _on_routes(self) -> None:
         if self._routes.changed():
@@ -155,8 +160,10 @@ class Worker:
         loop.remove_reader(self._reader.fileno())
         loop.remove_reader(self._routes.fileno())
         # What waits already is still decided here; what comes later passes.
+        self._is_closed = True
         self._reader.queue_socket.set_length(0)
-        self._engine.run_ready()
+        while self._engine.run_ready():
+            pass
         self._reader.queue_socket.release()
         self._conntrack.close()
         self._routes.close()

@@ -10,18 +10,21 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from struct import Struct
+from sys import byteorder
 from typing import Any, Protocol
 
 from nfqproxy.core.dataplane import QueuedPacket
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel.queue_socket import QUEUE_TABLE, QueueSocket
 from nfqproxy.wire import nfqueue, nlmsg
+from nfqproxy.worker.batch_receive import BatchReceiver
 
 BATCH = 64
 """Packets taken off the queue before they are decided together."""
 COPY_RANGE = 128
 """Bytes of each packet that the kernel hands over: headers with IPv6 extension headers fit."""
-_MESSAGE_BYTES = 2048
+_SLOT_BYTES = 512
+"""Room for one message: the copied bytes and every attribute the kernel sends beside them."""
 
 
 class QueueReader(Protocol):
@@ -32,6 +35,11 @@ class QueueReader(Protocol):
     """Times the socket's buffer overran: the kernel let packets pass undecided."""
     verdict_errors: int
     """Verdicts the kernel did not take."""
+
+    @property
+    def holds_packets(self) -> bool:
+        """True when packets taken off the socket wait in the reader for the next ``read``."""
+        ...
 
     def fileno(self) -> int:
         """The queue's socket, for the event loop."""
@@ -47,24 +55,31 @@ class QueueReader(Protocol):
 
 
 class NetlinkReader:
-    """The project's own reader."""
+    """The project's own reader: recvmmsg(2) in, one verdict message for a batch out.
+
+    Packet ids are left in network order, as they came: all but the last of a batch are never looked at.
+    """
 
     # nlmsghdr length, type; packet id, hook: NFQA_PACKET_HDR always comes first.
-    _FIRST = Struct("=4xH18xI2xB")
+    _FIRST = Struct("=IH18xI2xB").unpack_from
     _ATTRIBUTE = Struct("=HH").unpack_from
+    _WORD = Struct("=I").unpack_from
     _PACKET_HEADER_END = 32
 
     def __init__(self, queue: int) -> None:
         self.queue_socket = QueueSocket.bind(queue, COPY_RANGE)
         self.overruns = 0
         self.verdict_errors = 0
-        handle = self.queue_socket.handle
-        self._receive = handle.recv
-        self._send = handle.send
+        self._receiver = BatchReceiver(self.fileno(), slots=BATCH, slot_bytes=_SLOT_BYTES)
+        self._send = self.queue_socket.handle.send
         self._learn_layout(())
-        # One message accepts everything up to an id: all before ``id`` is constant.
-        whole = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)
-        self._accept_up_to = whole[:-4]
+        # One message accepts everything up to an id: all before the id is constant.
+        self._accept_up_to = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)[:-4]
+
+    @property
+    def holds_packets(self) -> bool:
+        """See QueueReader: never, each ``read`` takes from the socket what it returns."""
+        return False
 
     def fileno(self) -> int:
         """See QueueReader."""
@@ -73,14 +88,13 @@ class NetlinkReader:
     def _learn_layout(self, headers: tuple[int, ...]) -> None:
         """Remember the attributes between NFQA_PACKET_HDR and NFQA_PAYLOAD, as header words.
 
-        They are the same for all packets of a hook, so that one unpack checks them all and finds the
-        payload, where a walk from attribute to attribute would cost more than the decision.
+        They are the same for nearly all packets of a hook, so that one unpack checks them all and finds
+        the payload, where a walk from attribute to attribute would cost more than the decision.
         """
-        layout = "=4xH18xI2xBx"
+        layout = "=IH18xI2xBx"
         offset = self._PACKET_HEADER_END
         for word in headers:
-            # The length is the lower half on little-endian hosts; taken apart portably.
-            length = Struct("=HH").unpack(Struct("=I").pack(word))[0]
+            length, _type = Struct("=HH").unpack(Struct("=I").pack(word))
             padded = (length + 3) & ~3
             layout += f"I{padded - 4}x"
             offset += padded
@@ -93,7 +107,7 @@ class NetlinkReader:
         """Read one message attribute by attribute; learn its layout for the next ones."""
         if len(data) < self._PACKET_HEADER_END:
             return None
-        kind, packet_id_raw, hook = self._FIRST.unpack_from(data)
+        _length, kind, packet_id, hook = self._FIRST(data)
         if kind != nfqueue.MSG_PACKET:
             return None
         headers: list[int] = []
@@ -102,38 +116,39 @@ class NetlinkReader:
             length, attribute = self._ATTRIBUTE(data, offset)
             if attribute == nfqueue.NFQA_PAYLOAD:
                 self._learn_layout(tuple(headers))
-                return socket.ntohl(packet_id_raw), hook, data[offset + 4 : offset + length]
+                return packet_id, hook, data[offset + 4 : offset + length]
             if length < 4:
                 break
-            headers.append(Struct("=I").unpack_from(data, offset)[0])
+            headers.append(self._WORD(data, offset)[0])
             offset += (length + 3) & ~3
         # No payload: decided as an unreadable packet, that is, accepted.
-        return socket.ntohl(packet_id_raw), hook, b""
+        return packet_id, hook, b""
 
     def read(self) -> list[QueuedPacket]:
         """See QueueReader."""
+        try:
+            count, slots = self._receiver.receive()
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self.overruns += 1
+            # The socket's error is cleared by having been told; what waits is still there.
+            count, slots = self._receiver.receive()
         packets: list[QueuedPacket] = []
         append = packets.append
-        receive = self._receive
         packet_type = nfqueue.MSG_PACKET
-        swap = socket.ntohl
-        for _ in range(BATCH):
-            try:
-                data = receive(_MESSAGE_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
+        slot_bytes = _SLOT_BYTES
+        for start in range(0, count * slot_bytes, slot_bytes):
+            fields = self._unpack(slots, start)
+            if (
+                fields[4:] == self._expected
+                and fields[1] == packet_type
+                and fields[0] <= slot_bytes
+            ):
+                payload = slots[start + self._payload_at : start + fields[0]]
+                append((fields[2], fields[3], payload))
                 continue
-            try:
-                fields = self._unpack(data)
-            except Exception:  # struct.error: shorter than the layout
-                fields = ()
-            if fields[3:] == self._expected and fields[0] == packet_type:
-                append((swap(fields[1]), fields[2], data[self._payload_at :]))
-                continue
+            data = slots[start : start + self._receiver.length(start // slot_bytes)]
             walked = self._walk(data)
             if walked is not None:
                 append(walked)
@@ -149,14 +164,16 @@ class NetlinkReader:
     def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
         """See QueueReader."""
         if not dropped:
-            self._send(self._accept_up_to + packets[-1][0].to_bytes(4))
+            self._send(self._accept_up_to + packets[-1][0].to_bytes(4, byteorder))
             return
         queue = self.queue_socket.queue
         drop = frozenset(dropped)
         self._send(
             b"".join(
                 nfqueue.verdict(
-                    queue, packet_id, nfqueue.NF_DROP if packet_id in drop else nfqueue.NF_ACCEPT
+                    queue,
+                    socket.ntohl(packet_id),
+                    nfqueue.NF_DROP if packet_id in drop else nfqueue.NF_ACCEPT,
                 )
                 for packet_id, _hook, _payload in packets
             )
@@ -194,6 +211,11 @@ class NetfilterqueueReader:
         handle = socket.socket(fileno=os.dup(self._queue.get_fd()))
         self.queue_socket = QueueSocket(handle, queue)
         self.queue_socket.set_flags(nfqueue.NFQA_CFG_F_FAIL_OPEN | nfqueue.NFQA_CFG_F_GSO)
+
+    @property
+    def holds_packets(self) -> bool:
+        """See QueueReader: the package takes everything off the socket at once."""
+        return bool(self._waiting)
 
     def fileno(self) -> int:
         """See QueueReader."""

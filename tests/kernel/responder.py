@@ -84,8 +84,8 @@ class Responder:
                         sock.sendto(self._greeting(sock, peer) + data, peer)
                     else:
                         self._echo(sock)
-                except BlockingIOError:
-                    pass
+                except (BlockingIOError, ConnectionError):
+                    pass  # a client that has reset its connection already
 
     def _greeting(self, server: socket.socket, peer: tuple[str, int]) -> bytes:
         with self._lock:
@@ -95,8 +95,12 @@ class Responder:
     def _accept(self, server: socket.socket) -> None:
         connection, peer = server.accept()
         connection.setblocking(False)
+        try:
+            connection.send(self._greeting(server, peer))
+        except ConnectionError:
+            connection.close()
+            raise
         self._selector.register(connection, selectors.EVENT_READ)
-        connection.send(self._greeting(server, peer))
 
     def _echo(self, connection: socket.socket) -> None:
         try:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nfqproxy.errors import HostError, InputError, KernelError
-from nfqproxy.kernel.netns import NETNS_DIR, NamespaceGroup, ProcessRef, stop_processes
+from nfqproxy.kernel.netns import NETNS_DIR, NamespaceGroup
+from nfqproxy.kernel.processes import ProcessRef, stop_processes
 from nfqproxy.lab.topology import Topology, TopologySpec, build_topology, topology
 
 from .conftest import MakeTopology, Ping

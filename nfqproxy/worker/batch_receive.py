@@ -1,0 +1,88 @@
+"""Many datagrams by one system call: recvmmsg(2), which Python's socket module does not offer.
+
+Each queued packet is a netlink datagram of its own, so that a plain ``recv`` costs one system call and
+one memory allocation a packet. Here one call fills up to N slots of one preallocated buffer.
+"""
+
+import ctypes
+import errno
+import os
+from struct import Struct
+
+_MSG_DONTWAIT = 0x40  # linux/socket.h
+
+
+class _IoVector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):  # struct msghdr of the C library
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint32),
+        ("vector", ctypes.POINTER(_IoVector)),
+        ("vector_length", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _CountedMessage(ctypes.Structure):  # struct mmsghdr
+    _fields_ = (("message", _Message), ("length", ctypes.c_uint))
+
+
+# PyDLL: the call never blocks (MSG_DONTWAIT), giving the interpreter lock away would only cost.
+_recvmmsg = ctypes.PyDLL(None, use_errno=True).recvmmsg
+_recvmmsg.argtypes = (
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_uint,
+    ctypes.c_int,
+    ctypes.c_void_p,
+)
+_recvmmsg.restype = ctypes.c_int
+
+
+class BatchReceiver:
+    """Receives up to ``slots`` datagrams of at most ``slot_bytes`` each from a descriptor at once."""
+
+    def __init__(self, descriptor: int, *, slots: int, slot_bytes: int) -> None:
+        self.slot_bytes = slot_bytes
+        self._descriptor = descriptor
+        self._slots = slots
+        self._buffer = bytearray(slots * slot_bytes)
+        base = ctypes.addressof((ctypes.c_char * len(self._buffer)).from_buffer(self._buffer))
+        self._vectors = (_IoVector * slots)()
+        self._messages = (_CountedMessage * slots)()
+        for index in range(slots):
+            self._vectors[index].base = base + index * slot_bytes
+            self._vectors[index].length = slot_bytes
+            header = self._messages[index].message
+            header.vector = ctypes.pointer(self._vectors[index])
+            header.vector_length = 1
+        self._address = ctypes.addressof(self._messages)
+        self._view = memoryview(self._buffer)
+        size, offset = ctypes.sizeof(_CountedMessage), _CountedMessage.length.offset
+        self._length = Struct(f"={offset}xI{size - offset - 4}x")
+        self._headers = memoryview(self._messages).cast("B")
+
+    def receive(self) -> tuple[int, bytes]:
+        """(number of datagrams, the slots they fill); (0, b"") when none waits.
+
+        OSError with ENOBUFS when datagrams were lost since the last call.
+        """
+        count: int = _recvmmsg(self._descriptor, self._address, self._slots, _MSG_DONTWAIT, None)
+        if count > 0:
+            return count, bytes(self._view[: count * self.slot_bytes])
+        if count == 0:
+            return 0, b""
+        code = ctypes.get_errno()
+        if code in (errno.EAGAIN, errno.EINTR):
+            return 0, b""
+        raise OSError(code, os.strerror(code))
+
+    def length(self, index: int) -> int:
+        """Length in bytes of the datagram in a slot of the last ``receive``."""
+        length: int = self._length.unpack_from(self._headers, index * self._length.size)[0]
+        return length
