@@ -36,17 +36,22 @@ def run(channel_fd: int) -> int:
 async def _run(link: socket.socket) -> int:
     link.setblocking(False)
     loop = asyncio.get_running_loop()
-    configure = await _first_message(loop, link)
-    if configure is None:
-        return 0
     try:
-        reader = open_reader(configure.reader, configure.queue)
-    except NfqproxyError as error:
-        await loop.sock_sendall(link, channel.encode(channel.Failed(str(error))))
-        return 1
-    link.setblocking(True)
-    channel.send_bound(link, reader.fileno())
-    link.setblocking(False)
+        configure = await _first_message(loop, link)
+        if configure is None:
+            return 0
+        try:
+            reader = open_reader(configure.reader, configure.queue)
+        except NfqproxyError as error:
+            await loop.sock_sendall(link, channel.encode(channel.Failed(str(error))))
+            return 1
+        link.setblocking(True)
+        channel.send_bound(link, reader.fileno())
+        link.setblocking(False)
+    except ConnectionError:
+        # The supervisor was interrupted while it started us. The queue, if it is bound already, lets
+        # everything pass, so that it may just be closed.
+        return 0
     stream, writer = await asyncio.open_connection(sock=link)
     worker = Worker(configure, reader, writer)
     try:
