@@ -1,6 +1,16 @@
-"""``python -m nfqproxy`` is the command ``nfqproxy``."""
+"""``python -m nfqproxy`` and the command ``nfqproxy``: loads the command line, then runs it."""
 
-from nfqproxy.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Entry point. Ctrl-C while modules are still being loaded ends like Ctrl-C later: quietly."""
+    try:
+        from nfqproxy.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()
