@@ -4,6 +4,7 @@ Field names are those of kube-proxy's v1alpha1 file wherever they mean the same.
 error that names it and the nearest known one.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,11 @@ def load(path: Path) -> ProxyConfig:
             value for value in parse_yaml(on_disk.read(path).decode()) if value is not None
         ]
     except DocumentError as error:
-        raise ManifestError(str(error), file=str(path)) from None
+        raise ManifestError(
+            error.problem,
+            file=str(path),
+            field=f"line {error.line}, column {error.column}" if error.line else "",
+        ) from None
     except UnicodeDecodeError:
         raise ManifestError("is not UTF-8 text; save it as UTF-8", file=str(path)) from None
     document: Any = documents[0] if len(documents) == 1 else None
@@ -112,12 +117,18 @@ def check(config: ProxyConfig) -> ProxyConfig:
     )
 
 
+# Field -> the flag that sets it, where the name differs by more than dashes.
+_FLAGS = {"firstQueue": "queue", "clusterCIDR": "cluster-cidr", "nodeAddresses": "node-address"}
+
+
 def check_flags(config: ProxyConfig) -> ProxyConfig:
-    """``check`` for values from the command line: InputError instead of FieldError."""
+    """``check`` for values from the command line: InputError that names the flag."""
     try:
         return check(config)
     except FieldError as error:
-        raise InputError(str(error)) from None
+        field = error.path.split("[")[0]
+        dashed = re.sub(r"(?<=[a-z])[A-Z]", lambda match: "-" + match[0].lower(), field)
+        raise InputError(f"--{_FLAGS.get(field, dashed)}: {error.problem}") from None
 
 
 def _within(field: str, value: int, low: int, high: int) -> None:
