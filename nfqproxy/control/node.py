@@ -64,6 +64,8 @@ def node_context(
     return NodeContext(
         node_name=facts.node_name,
         zone=facts.zone,
+        addresses=facts.addresses,
+        primary_addresses=facts.primary_addresses,
         node_port_addresses=facts.primary_addresses,
         cluster_cidrs=tuple(cluster_cidrs),
         masquerade_all=masquerade_all,

@@ -26,6 +26,8 @@ from nfqproxy.model import (
 _REJECT = Action(verdict=Verdict.REJECT)
 _DROP = Action(verdict=Verdict.DROP)
 _CLUSTER_SET, _LOCAL_SET = 0, 1
+_LOOPBACK = "127.0.0.1"
+_LOOPBACK_ACTION = Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=True)
 
 
 class Planner:
@@ -59,11 +61,13 @@ class Planner:
                 if not port.node_port:
                     return ()
                 is_v6 = port.name.family is Family.IPV6
-                return tuple(
+                accepted = tuple(
                     address
                     for address in self._node.node_port_addresses
                     if (":" in address) == is_v6
                 )
+                with_loopback = self._node.localhost_node_ports and not is_v6
+                return (*accepted, _LOOPBACK) if with_loopback else accepted
 
     def _plans_of_kind(self, port: ServicePort, kind: FrontendKind) -> Iterable[FrontendPlan]:
         addresses = self._addresses(port, kind)
@@ -83,6 +87,9 @@ class Planner:
                 port, has_any=found.has_any, has_local=bool(found.local)
             )
         for address in addresses:
+            if kind is FrontendKind.NODE_PORT and address == _LOOPBACK and found.has_any:
+                # SEMANTICS 2.7: the source is loopback, hence this node, and cannot leave it.
+                actions = (_LOOPBACK_ACTION, _LOOPBACK_ACTION, _LOOPBACK_ACTION)
             yield FrontendPlan(
                 key=FrontendKey(port.name.protocol, address, number),
                 kind=kind,
@@ -91,9 +98,27 @@ class Planner:
                 port_name=port.name.port_name,
                 policy=policy,
                 balancer=port.balancer,
+                affinity_timeout_s=port.affinity_timeout_s,
+                allowed_sources=self._allowed_sources(port, kind),
                 candidate_sets=sets,
                 actions=actions,
             )
+
+    def _allowed_sources(self, port: ServicePort, kind: FrontendKind) -> tuple[str, ...] | None:
+        """SEMANTICS 2.8: the ranges bind load-balancer addresses only.
+
+        Where they let this node in, a source equal to one of the Service's own load-balancer addresses
+        is let in too: a node to which that address is bound uses it as source.
+        """
+        ranges = port.load_balancer_source_ranges
+        if kind is not FrontendKind.LOAD_BALANCER or not ranges:
+            return None
+        networks = [ip_network(text) for text in ranges]
+        own = [ip_address(text) for text in self._node.primary_addresses]
+        if any(address in network for address in own for network in networks):
+            hosts = (f"{vip}/{128 if ':' in vip else 32}" for vip in port.load_balancer_ips)
+            return (*ranges, *hosts)
+        return ranges
 
     def _internal_actions(
         self, port: ServicePort, *, has_any: bool, has_local: bool
@@ -107,7 +132,7 @@ class Planner:
                 return _DROP, _DROP, _DROP
             chosen = _LOCAL_SET
         always = self._node.masquerade_all
-        outside = always or bool(self._node.cluster_cidrs)
+        outside = always or self._node.has_detector
         return (
             Action(verdict=Verdict.BACKEND, candidates=chosen, masquerade=always),
             Action(verdict=Verdict.BACKEND, candidates=chosen, masquerade=outside),
@@ -151,7 +176,7 @@ class Planner:
         if known is None:
             # Without pod CIDRs nothing tells a pod from another address: treat all alike.
             packed = ip_address(address)
-            known = not self._networks or any(
+            known = not (self._networks and self._node.masquerade_non_pod_backends) or any(
                 packed.version == network.version and packed in network
                 for network in self._networks
             )

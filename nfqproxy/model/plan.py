@@ -58,6 +58,11 @@ class FrontendPlan(Struct, frozen=True, kw_only=True):
     port_name: str
     policy: TrafficPolicy
     balancer: str = "weighted-random"
+    affinity_timeout_s: int = 0
+    """ClientIP affinity: seconds a client stays with its backend after its last new connection, 0: none.
+    The state belongs to (namespace, service, port_name, protocol), shared by all its frontends."""
+    allowed_sources: tuple[str, ...] | None = None
+    """Networks that may connect (loadBalancerSourceRanges); None: everybody."""
     candidate_sets: tuple[CandidateSet, ...]
     actions: tuple[Action, Action, Action]
     """Indexed by ClientClass."""

@@ -123,8 +123,29 @@ class NodeContext(Struct, frozen=True, kw_only=True):
 
     node_name: str
     zone: str | None = None
+    addresses: tuple[str, ...] = ()
+    """The node's own addresses that are known from its Node object and the configuration."""
+    primary_addresses: tuple[str, ...] = ()
+    """At most one of each family."""
     node_port_addresses: tuple[str, ...] = ()
     """Addresses (both families) on which node ports are served."""
     cluster_cidrs: tuple[str, ...] = ()
-    """Pod CIDRs; empty: no local-traffic detector (SEMANTICS 2.4)."""
+    """Networks whose addresses count as pods: the cluster's (detector ClusterCIDR) or this node's
+    (NodeCIDR)."""
+    bridge_interface: str = ""
+    """Detector BridgeInterface: what arrives by this interface counts as a pod."""
+    interface_name_prefix: str = ""
+    """Detector InterfaceNamePrefix: what arrives by an interface of such a name counts as a pod."""
+    service_cidrs: tuple[str, ...] = ()
+    """Networks that Services get their addresses from."""
     masquerade_all: bool = False
+    masquerade_non_pod_backends: bool = True
+    """A pod's connection to a backend outside ``cluster_cidrs`` is masqueraded, because no rule of the
+    CNI's will see it (KERNEL 2.4)."""
+    localhost_node_ports: bool = False
+    """Serve IPv4 node ports on 127.0.0.1 too, for processes of this node."""
+
+    @property
+    def has_detector(self) -> bool:
+        """True when something tells pods from other clients (SEMANTICS 2.4)."""
+        return bool(self.cluster_cidrs or self.bridge_interface or self.interface_name_prefix)
