@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,6 +24,7 @@ from nfqproxy.api import admin, channel
 from nfqproxy.control.node import node_context, node_facts
 from nfqproxy.control.objects import Objects
 from nfqproxy.control.table import ServiceTable
+from nfqproxy.core.health_ports import health_ports
 from nfqproxy.core.plans import Planner, is_served
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
@@ -30,10 +32,13 @@ from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
-from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext
+from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext, ServicePort
 from nfqproxy.sources.config import PRIMARY, ProxyConfig
 from nfqproxy.sources.file import FileSource
+from nfqproxy.supervisor.health_ports import HealthPorts
+from nfqproxy.supervisor.reconciler import Reconciler, SweepReport
 from nfqproxy.supervisor.supervisor import Supervisor
+from nfqproxy.supervisor.sync_health import SyncHealth
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +74,10 @@ class App:
         self._node = NodeContext(node_name=self._node_name)
         self._kernel = KernelTable(self._rules)
         self._supervisor = Supervisor(self)
+        self._ports: tuple[ServicePort, ...] = ()
+        self._reconciler = Reconciler(self._kernel.forget_flows)
+        self._sync_health = SyncHealth(time.monotonic)
+        self._health_ports = HealthPorts(lambda: self._sync_health.is_healthy)
         self._stop = asyncio.Event()
 
     # What the supervisor needs of the kernel's sets and maps.
@@ -102,6 +111,18 @@ class App:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
                 await asyncio.shield(self._supervisor.stop_workers())
         log.info("stopped; rules and fallback stay and serve, nfqproxy cleanup removes them")
+
+    def reconcile(self, *, dry_run: bool) -> SweepReport:
+        """Hold connection tracking against the manifests once, without a running proxy."""
+        if os.geteuid() != 0:
+            raise HostError("reading connection tracking needs root; run as root")
+        if not self._config.manifests:
+            raise InputError(
+                "no Services to compare with; give a file or directory with --manifests"
+            )
+        self._plans(self._source.load())
+        self._reconciler.follow(self._ports, self._node)
+        return self._reconciler.sweep(dry_run=dry_run)
 
     def _raise_if_stopped(self) -> None:
         if self._stop.is_set():
@@ -153,12 +174,18 @@ class App:
             raise
 
     async def _serve(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        server = await admin.serve(listener, {"status": self._status})
+        await self._follow_published()
+        server = await admin.serve(
+            listener, {"status": self._status, "reconcile": self._answer_reconcile}
+        )
         tasks: list[asyncio.Task[None]] = []
         loop.add_signal_handler(
             signal.SIGHUP, lambda: tasks.append(loop.create_task(self._reload(), name="reload"))
         )
         tasks.append(loop.create_task(self._follow(), name="follow-source"))
+        tasks.append(loop.create_task(self._reconciler.run(), name="reconcile"))
+        tasks.append(loop.create_task(self._health_ports.run(), name="health-ports"))
+        endless = tuple(tasks)
         log.info(
             "serving %d frontends on node %s, mode %s, %d worker(s), queue %d",
             len(self._supervisor.plans),
@@ -169,10 +196,11 @@ class App:
         )
         stop = loop.create_task(self._stop.wait(), name="stop")
         try:
-            # The source task ends only by failing: then the proxy ends, and the fallback serves.
-            await asyncio.wait({tasks[0], stop}, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done() and not self._stop.is_set():
-                tasks[0].result()
+            # These tasks end only by failing: then the proxy ends, and the fallback serves.
+            await asyncio.wait({*endless, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for task in endless:
+                if task.done() and not self._stop.is_set():
+                    task.result()
         finally:
             self._stop.set()
             for task in tasks:
@@ -180,6 +208,7 @@ class App:
             stop.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
             server.close()
+            await self._health_ports.close()
             loop.remove_signal_handler(signal.SIGHUP)
 
     async def _follow(self) -> None:
@@ -192,25 +221,36 @@ class App:
             await self._publish(objects)
 
     async def _publish(self, objects: Objects) -> None:
+        number = self._sync_health.queued()
         try:
             changed = await self._supervisor.publish(self._plans(objects))
         except NfqproxyError as error:
             log.error("the kernel did not take a change: %s; trying again with the next", error)
             return
+        self._sync_health.done(number)
+        # Also when no plan has changed: which endpoints are local, ready or serving may have.
+        await self._follow_published()
         if changed:
             log.info("revision %d", self._supervisor.revision)
+
+    async def _follow_published(self) -> None:
+        """What follows the service table only when workers and kernel do."""
+        self._reconciler.follow(self._ports, self._node)
+        # In overlay mode kube-proxy has these listeners.
+        own = () if self._config.mode == "overlay" else self._ports
+        await self._health_ports.follow(health_ports(own, self._node))
 
     def _plans(self, objects: Objects) -> dict[FrontendKey, FrontendPlan]:
         """Service table and plans of the present objects; only frontends that somebody is served by."""
         self._table.replace(objects)
         self._node = self._node_context(objects)
         overlay = self._config.mode == "overlay"
-        ports = [
+        self._ports = tuple(
             port
             for port in self._table.ports.values()
             if port.steered or not overlay or self._config.steer_all
-        ]
-        plans = Planner(self._node).plans(ports)
+        )
+        plans = Planner(self._node).plans(self._ports)
         return {key: plan for key, plan in plans.items() if is_served(plan)}
 
     def _node_context(self, objects: Objects) -> NodeContext:
@@ -235,8 +275,18 @@ class App:
             "node": self._node_name,
             "node_port_addresses": list(self._node.node_port_addresses),
             "source_error": self._source.last_error,
+            "conntrack": self._reconciler.status(),
+            "health_check_ports": self._health_ports.status(),
             **self._supervisor.status(queue_statistics),
         }
+
+    async def _answer_reconcile(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        sweep = self._reconciler.reconcile(dry_run=bool(request.get("dry_run", False)))
+        try:
+            # Shielded: an asker that goes away must not make two sweeps run at once.
+            return (await asyncio.shield(sweep)).document()
+        except (NfqproxyError, OSError) as error:
+            return {"error": f"reconciling connection tracking: {error}"}
 
 
 def _own_addresses() -> list[str]:

@@ -23,6 +23,11 @@ _COMMANDS = {
     "cleanup": ("nfqproxy.cli.rules", "cleanup", "Remove all that nfqproxy made on this node."),
     "doctor": ("nfqproxy.cli.doctor", "doctor", "Probe what the host can do and say what to mend."),
     "status": ("nfqproxy.cli.status", "status", "Show the running proxy."),
+    "reconcile": (
+        "nfqproxy.cli.reconcile",
+        "reconcile",
+        "Delete stale connection tracking entries.",
+    ),
 }
 
 
