@@ -276,4 +276,4 @@ def _own_addresses() -> list[str]:
         found = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
     finally:
         routes.close()
-    return [str(ip_address(packed)) for packed in found if packed is not None]
+    return [str(ip_address(packed)) for packed in found if packed]

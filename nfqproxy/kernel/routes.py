@@ -80,12 +80,21 @@ class Routes:
         return self._addresses
 
     def masquerade_source(self, destination: bytes) -> bytes | None:
-        """The packed source address towards a packed address; None when there is no route."""
+        """The packed source address towards a packed address.
+
+        None when there is no route, empty when the address is the node's own: what is delivered here
+        never passes POSTROUTING, so MASQUERADE leaves it as it is.
+        """
         try:
             return self._cache[destination]
         except KeyError:
-            found = self._cache[destination] = self._look_up(destination)
-            return found
+            pass
+        try:
+            found = self._look_up(destination)
+        except OSError:
+            return None  # no answer this time
+        self._cache[destination] = found
+        return found
 
     def _look_up(self, destination: bytes) -> bytes | None:
         route = None
@@ -95,6 +104,8 @@ class Routes:
                 route = rtnetlink.parse_route(message.payload)
         if route is None:
             return None
+        if route.type == rtnetlink.RTN_LOCAL:
+            return b""
         if len(destination) == 4 and route.oif is not None:
             chosen = self._select_ipv4(route.oif, route.gateway or destination)
             if chosen is not None:
