@@ -103,7 +103,11 @@ class Supervisor:
         for worker in self.workers:
             worker.send(message)
         for worker in ready:
-            if worker.is_ready and not await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S):
+            if not worker.is_ready:
+                continue
+            is_told = await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S)
+            # One that has ended meanwhile is not slow: its successor starts with everything.
+            if not is_told and worker.is_ready:
                 log.warning("worker %s is slow to take revision %d", worker.pid, self.revision)
 
     async def start_workers(

@@ -4,6 +4,7 @@ What the worker installs must equal what MASQUERADE of the kernel fallback (or k
 nobody can tell from a connection who decided it.
 """
 
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,3 +130,24 @@ def test_routes_tell_the_nodes_own_addresses_apart(topology: Topology) -> None:
             routes.close()
 
     assert node.namespace.call(look_up) == [b"", socket.inet_aton(node.address4)]
+
+
+def test_addresses_are_listed_anew_for_addresses_and_not_for_routes(topology: Topology) -> None:
+    node = topology.node
+    routes = node.namespace.call(Routes)
+
+    def arrive() -> None:
+        assert select.select([routes.fileno()], [], [], 5)[0], "no event came"
+        assert routes.changed()
+
+    try:
+        before = routes.addresses()
+        node.namespace.ip("route add 10.99.0.0/24 via 192.0.2.254")
+        arrive()
+        assert routes.addresses() is before
+        node.namespace.ip("addr add 192.0.2.77/24 dev eth0")
+        arrive()
+        added = {address.address for address in routes.addresses()}
+        assert added - {address.address for address in before} == {socket.inet_aton("192.0.2.77")}
+    finally:
+        routes.close()
