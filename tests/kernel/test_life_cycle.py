@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.netns import ProcessRef
 from nfqproxy.lab.topology import Topology
 from tests.kernel.conftest import WEB_VIP4, MakeTopology
@@ -154,3 +155,29 @@ def test_stopping_while_a_worker_is_being_replaced(
         assert not [ref for ref in replacements if ref.is_alive()]
         assert "killing it" not in proxy.log
         assert "Traceback" not in proxy.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_is_sent_again_and_again_ends_it_cleanly(
+    topology: Topology, number: signal.Signals
+) -> None:
+    """Up to its last moment: exit status 0, not "killed by a signal" after all work was done."""
+    proxy = Proxy(topology.node.namespace, web(topology))
+    arguments = ["run", "--manifests", str(proxy.manifest)]
+    process = proxy.namespace.popen(sys.executable, "-m", "nfqproxy", *arguments)
+
+    def is_ready() -> bool:
+        try:
+            return bool(proxy.status()["workers"][0]["ready"])
+        except (NfqproxyError, IndexError):
+            return False
+
+    try:
+        wait_until(is_ready, "it runs")
+        while process.poll() is None:
+            process.send_signal(number)
+            time.sleep(0.001)
+        assert process.returncode == 0
+    finally:
+        proxy.namespace.stop(process)
+        proxy.close()
