@@ -45,7 +45,8 @@ class WorkerProcess:
         """Newest revision the present process decides by, 0: none yet."""
         self.restarts = 0
         self.last_error = ""
-        self.stats_arrived = asyncio.Event()
+        self._pings = 0
+        self._answered = asyncio.Condition()
         self.stats: channel.Stats | None = None
         self._last_heard = 0.0
 
@@ -118,8 +119,9 @@ class WorkerProcess:
                             self.applied_revision = message.revision
                             self._applied.notify_all()
                     case channel.Stats():
-                        self.stats = message
-                        self.stats_arrived.set()
+                        async with self._answered:
+                            self.stats = message
+                            self._answered.notify_all()
                     case channel.Failed():
                         self.last_error = message.reason
                     case channel.Bound():
@@ -129,12 +131,22 @@ class WorkerProcess:
 
     async def fresh_stats(self, timeout_s: float) -> None:
         """Ask for Stats and wait for them; without an answer in time the last ones stay."""
-        self.stats_arrived.clear()
-        self.send(channel.Ping())
-        try:
-            await asyncio.wait_for(self.stats_arrived.wait(), timeout_s)
-        except TimeoutError:
-            pass
+        number = self._ping()
+        async with self._answered:
+            try:
+                await asyncio.wait_for(
+                    self._answered.wait_for(
+                        lambda: self.stats is not None and self.stats.ping >= number
+                    ),
+                    timeout_s,
+                )
+            except TimeoutError:
+                pass
+
+    def _ping(self) -> int:
+        self._pings += 1
+        self.send(channel.Ping(self._pings))
+        return self._pings
 
     def send(self, message: channel.ToWorker) -> None:
         """Send a message; without a process it is dropped (a new one gets the whole snapshot)."""
@@ -194,7 +206,7 @@ class WorkerProcess:
                             how,
                         )
                     return
-                self.send(channel.Ping())
+                self._ping()
                 if time.monotonic() - self._last_heard > _HANG_TIMEOUT_S:
                     log.error("worker %s does not answer; it is replaced", self.pid)
                     self._process.kill()
@@ -205,6 +217,7 @@ class WorkerProcess:
     async def _end_process(self) -> None:
         """Release the queue, forget the process, make sure that it has ended."""
         self.applied_revision = 0
+        self.stats = None
         if self._queue is not None:
             self._queue.release()
             self._queue = None
