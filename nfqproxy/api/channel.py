@@ -42,6 +42,9 @@ class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
 class Ping(msgspec.Struct, tag="ping", frozen=True):
     """Asks for Stats; an unanswered one means that the worker hangs."""
 
+    number: int
+    """Comes back in the Stats that answer."""
+
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Stop serving without losing a packet, then exit."""
@@ -66,6 +69,8 @@ class Applied(msgspec.Struct, tag="applied", frozen=True):
 class Stats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
     """Counters of a worker since its start."""
 
+    ping: int
+    """Number of the Ping this answers."""
     packets: int
     """Packets read from the queue."""
     batches: int

@@ -49,7 +49,8 @@ class WorkerProcess:
         """Newest revision the present process decides by, 0: none yet."""
         self.restarts = 0
         self.last_error = ""
-        self.stats_arrived = asyncio.Event()
+        self._pings = 0
+        self._answered = asyncio.Condition()
         self.stats: channel.Stats | None = None
         self._is_heard = False
 
@@ -139,8 +140,9 @@ class WorkerProcess:
                             self.applied_revision = message.revision
                             self._applied.notify_all()
                     case channel.Stats():
-                        self.stats = message
-                        self.stats_arrived.set()
+                        async with self._answered:
+                            self.stats = message
+                            self._answered.notify_all()
                     case channel.Failed():
                         self.last_error = message.reason
                     case channel.Bound():
@@ -150,12 +152,22 @@ class WorkerProcess:
 
     async def fresh_stats(self, timeout_s: float) -> None:
         """Ask for Stats and wait for them; without an answer in time the last ones stay."""
-        self.stats_arrived.clear()
-        self.send(channel.Ping())
-        try:
-            await asyncio.wait_for(self.stats_arrived.wait(), timeout_s)
-        except TimeoutError:
-            pass
+        number = self._ping()
+        async with self._answered:
+            try:
+                await asyncio.wait_for(
+                    self._answered.wait_for(
+                        lambda: self.stats is not None and self.stats.ping >= number
+                    ),
+                    timeout_s,
+                )
+            except TimeoutError:
+                pass
+
+    def _ping(self) -> int:
+        self._pings += 1
+        self.send(channel.Ping(self._pings))
+        return self._pings
 
     def send(self, message: channel.ToWorker) -> None:
         """Send a message; without a process it is dropped (a new one gets the whole snapshot)."""
@@ -228,7 +240,7 @@ class WorkerProcess:
                 if silence == (_MAX_SILENCE if self.is_ready else _MAX_START_SILENCE):
                     log.error("worker %s does not answer; it is replaced", self.pid)
                     self._process.kill()
-                self.send(channel.Ping())
+                self._ping()
         finally:
             ended.cancel()
 

@@ -117,7 +117,7 @@ class Worker:
                 case channel.Plans():
                     self._take_plans(message)
                 case channel.Ping():
-                    self._send(self._stats())
+                    self._send(self._stats(message.number))
                 case channel.Stop():
                     return
                 case channel.Configure():
@@ -147,9 +147,10 @@ class Worker:
             self._is_open = True
         self._send(channel.Applied(message.revision))
 
-    def _stats(self) -> channel.Stats:
+    def _stats(self, ping: int) -> channel.Stats:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return channel.Stats(
+            ping=ping,
             packets=self._engine.packets,
             batches=self._engine.batches,
             installed=self._engine.installed,
