@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -33,6 +34,7 @@ from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSetting
 from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext
 from nfqproxy.sources.config import PRIMARY, ProxyConfig
 from nfqproxy.sources.file import FileSource
+from nfqproxy.supervisor.affinity_store import AffinityStore, store_path
 from nfqproxy.supervisor.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ class App:
         self._table = ServiceTable(self._node_name)
         self._node = NodeContext(node_name=self._node_name)
         self._kernel = KernelTable(self._rules)
-        self._supervisor = Supervisor(self)
+        self._affinities = AffinityStore(store_path())
+        self._supervisor = Supervisor(self, self._affinities)
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._is_behind = asyncio.Event()
@@ -105,6 +108,7 @@ class App:
                 await self._program(plans)
                 log.info("the kernel serves %d frontends by its fallback", len(plans))
                 return
+            self._affinities.open(time.clock_gettime(time.CLOCK_BOOTTIME))
             try:
                 await self._start_workers(plans)
                 self._raise_if_stopped()
@@ -113,6 +117,7 @@ class App:
             finally:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
                 await asyncio.shield(self._supervisor.stop_workers())
+                self._affinities.close()
         log.info("stopped; rules and fallback stay and serve, nfqproxy cleanup removes them")
 
     def _raise_if_stopped(self) -> None:

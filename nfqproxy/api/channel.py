@@ -10,6 +10,7 @@ from sys import byteorder
 
 import msgspec
 
+from nfqproxy.core.affinity import AffinityRecord
 from nfqproxy.model import FrontendKey, FrontendPlan
 
 _LENGTH_BYTES = 4
@@ -37,6 +38,14 @@ class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
     is_whole: bool
     upserts: tuple[FrontendPlan, ...] = ()
     removes: tuple[FrontendKey, ...] = ()
+    affinities: tuple[AffinityRecord, ...] = ()
+    """With a whole snapshot: the records that must be known before the first packet is decided."""
+
+
+class Affinities(msgspec.Struct, tag="affinities", frozen=True):
+    """ClientIP affinity records: to a worker those of others, from a worker its own new ones."""
+
+    records: tuple[AffinityRecord, ...]
 
 
 class Ping(msgspec.Struct, tag="ping", frozen=True):
@@ -82,8 +91,8 @@ class Stats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
     """CPU time of the process."""
 
 
-ToWorker = Configure | Plans | Ping | Stop
-ToSupervisor = Bound | Failed | Applied | Stats
+ToWorker = Configure | Plans | Affinities | Ping | Stop
+ToSupervisor = Bound | Failed | Applied | Affinities | Stats
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_supervisor: msgspec.msgpack.Decoder[ToSupervisor] = msgspec.msgpack.Decoder(ToSupervisor)

@@ -20,13 +20,15 @@ from random import Random
 from struct import Struct
 from struct import error as struct_error
 from sys import byteorder
+from typing import NamedTuple
 from weakref import WeakSet
 
 from nfqproxy import balancers
 from nfqproxy.core import template
-from nfqproxy.core.sources import SourceClassifier
+from nfqproxy.core.affinity import Affinity, AffinityRecord, Identity, ServiceKey
+from nfqproxy.core.sources import AllowedSources, SourceClassifier
 from nfqproxy.errors import CodecError
-from nfqproxy.model import ClientClass, FrontendKey, FrontendPlan, Protocol, Verdict
+from nfqproxy.model import CandidateSet, ClientClass, FrontendKey, FrontendPlan, Protocol, Verdict
 from nfqproxy.wire import packet
 
 QueuedPacket = tuple[int, int, bytes]
@@ -61,20 +63,33 @@ class Target:
         self.picks = 0
 
 
-Action = tuple[Callable[[], int], list[tuple[Target, bool]]]
-"""pick and, in its order, the targets each with "masquerade the client"."""
+class Sticky(NamedTuple):
+    """What affinity needs of one candidate set."""
+
+    affinity: Affinity
+    row: dict[Identity, int]
+    """Index of every backend that may be drawn."""
+    identities: list[Identity]
+
+
+Action = tuple[Callable[[], int], list[tuple[Target, bool]], Sticky | None]
+"""pick; in its order, the targets each with "masquerade the client"; affinity, if any."""
 
 
 class Frontend:
     """A compiled plan."""
 
-    __slots__ = ("actions", "address", "plan", "port", "targets")
+    __slots__ = ("actions", "address", "allowed", "plan", "port", "targets")
 
     def __init__(self, plan: FrontendPlan) -> None:
         self.plan = plan
         self.address = ip_address(plan.key.address).packed
         self.port = plan.key.port
         self.targets: dict[tuple[bytes, int], Target] = {}
+        # Packed source -> may it connect; None: everybody may.
+        self.allowed = (
+            None if plan.allowed_sources is None else AllowedSources(plan.allowed_sources)
+        )
         # By ClientClass: an action, or None to drop.
         self.actions: list[Action | None] = [None, None, None]
 
@@ -98,6 +113,7 @@ class Dataplane:
         self._classes = classifier
         self._masquerade_source = masquerade_source
         self._tables: dict[int, dict[bytes, Frontend]] = {protocol: {} for protocol in Protocol}
+        self._affinities: dict[ServiceKey, Affinity] = {}
         # Weak: a backend that leaves takes its templates along.
         self._masqueraded: WeakSet[Target] = WeakSet()
         self.unknown = 0
@@ -152,6 +168,52 @@ class Dataplane:
         frontend = table.get(key) if table is not None else None
         return frontend is not None and (address, port) in frontend.targets
 
+    @property
+    def has_affinity(self) -> bool:
+        """True when some frontend has ClientIP affinity, so that ``assemble`` needs the time."""
+        return bool(self._affinities)
+
+    def take_affinity(self) -> list[AffinityRecord]:
+        """Affinity records made or refreshed since the last call, for the other workers."""
+        return [
+            record
+            for affinity in self._affinities.values()
+            if affinity.has_fresh
+            for record in affinity.take_fresh()
+        ]
+
+    def put_affinity(self, records: Iterable[AffinityRecord]) -> None:
+        """Take records that others made; those of service ports without affinity are ignored."""
+        for record in records:
+            affinity = self._affinities.get(record.service)
+            if affinity is not None:
+                affinity.put(record.client, (record.address, record.port), record.last_s)
+
+    def expire_affinity(self, now_s: float) -> None:
+        """Forget affinity records that count no longer."""
+        for affinity in self._affinities.values():
+            affinity.expire(now_s)
+
+    def _sticky(self, plan: FrontendPlan, candidates: CandidateSet) -> Sticky | None:
+        if not plan.affinity_timeout_s:
+            return None
+        key = (plan.namespace, plan.service, plan.port_name, int(plan.key.protocol))
+        affinity = self._affinities.get(key)
+        if affinity is None:
+            affinity = self._affinities[key] = Affinity(key, plan.affinity_timeout_s)
+        affinity.timeout_s = plan.affinity_timeout_s
+        identities = [
+            (ip_address(backend.address).packed, backend.port) for backend in candidates.backends
+        ]
+        row = {
+            identity: index
+            for index, (identity, backend) in enumerate(
+                zip(identities, candidates.backends, strict=True)
+            )
+            if backend.weight > 0
+        }
+        return Sticky(affinity, row, identities)
+
     def picks(self) -> dict[tuple[FrontendKey, bytes, int], int]:
         """Picks so far per frontend and backend, zero ones left out."""
         return {
@@ -167,6 +229,7 @@ class Dataplane:
         # Backends of both candidate sets share their targets.
         target_lists: list[list[tuple[Target, bool]]] = []
         pickers: list[Callable[[], int]] = []
+        stickies = [self._sticky(plan, candidates) for candidates in plan.candidate_sets]
         for candidates in plan.candidate_sets:
             row = []
             for backend in candidates.backends:
@@ -184,7 +247,7 @@ class Dataplane:
                 continue
             if action.verdict is not Verdict.BACKEND:
                 # Refused or left alone: the packet passes, and the kernel's own rules decide.
-                frontend.actions[client_class] = (_pick_nothing, [])
+                frontend.actions[client_class] = (_pick_nothing, [], None)
                 continue
             outside_counts = client_class is ClientClass.POD
             frontend.actions[client_class] = (
@@ -193,6 +256,7 @@ class Dataplane:
                     (target, action.masquerade or (outside_counts and is_outside))
                     for target, is_outside in target_lists[action.candidates]
                 ],
+                stickies[action.candidates],
             )
 
     def _template(
@@ -220,8 +284,10 @@ class Dataplane:
             target.keep = made
         return made
 
-    def assemble(self, packets: Sequence[QueuedPacket]) -> tuple[list[bytes], list[int]]:
-        """Decide a batch of at most BATCH_LIMIT packets.
+    def assemble(
+        self, packets: Sequence[QueuedPacket], now_s: float = 0.0
+    ) -> tuple[list[bytes], list[int]]:
+        """Decide a batch of at most BATCH_LIMIT packets; ``now_s`` is the time affinity counts by.
 
         Returns the CT_NEW messages in packet order, the n-th with sequence number n + 1, and the ids of
         packets to drop; every other packet is to be accepted once the messages have been handled.
@@ -257,12 +323,16 @@ class Dataplane:
                 self.unparsed += 1
                 continue
             action = frontend.actions[classes[src]]
-            if action is None:
+            if action is None or (frontend.allowed is not None and not frontend.allowed[src]):
                 dropped.append(packet_id)
                 continue
-            pick, targets = action
+            pick, targets, sticky = action
             try:
-                index = pick()
+                if sticky is None:
+                    index = pick()
+                else:
+                    affinity, row, identities = sticky
+                    index = affinity.choose(src, now_s, row, pick, identities)
                 if index < 0:
                     continue
                 target, masquerade = targets[index]

@@ -7,6 +7,8 @@ rewritten when most of it is stale. Times are of CLOCK_BOOTTIME: /run does not o
 
 import logging
 import os
+import socket
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from nfqproxy.core.affinity import AffinityRecord, ServiceKey
 
 log = logging.getLogger(__name__)
 
+_SO_NETNS_COOKIE = 71
 _LENGTH_BYTES = 2
 _MAX_AGE_S = 86400.0
 """The longest time-out the Service API allows."""
@@ -27,20 +30,49 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def store_path() -> Path:
-    """The file of this network namespace."""
-    return Path("/run/nfqproxy", f"affinity-{Path("/proc/self/ns/net").stat().st_ino}")
+    """The file of this network namespace, named by its cookie: unlike its inode number the kernel never
+    gives that to another one (socket(7), SO_NETNS_COOKIE, Linux 5.14).
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+        try:
+            cookie = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+            name = str(int.from_bytes(cookie, sys.byteorder))
+        except OSError:
+            name = f"inode-{Path('/proc/thread-self/ns/net').stat().st_ino}"
+    return Path("/run/nfqproxy", f"affinity-{name}")
+
+
+def remove_stored(path: Path) -> list[str]:
+    """Remove the file, for ``nfqproxy cleanup``; returns what was removed."""
+    removed = []
+    for file in (path, path.with_suffix(".next")):
+        try:
+            file.unlink()
+        except FileNotFoundError:
+            continue
+        removed.append(f"file {file}")
+    try:
+        path.parent.rmdir()
+    except OSError:
+        pass  # it never was, or holds the files of other namespaces
+    return removed
 
 
 class AffinityStore:
     """See the module. Disk trouble is logged once and costs only the memory over restarts."""
 
-    def __init__(self, path: Path, now_s: float) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._records: dict[tuple[ServiceKey, bytes], AffinityRecord] = {}
         self._appended = 0
         self._file: int | None = None
+        self._has_failed = False
+
+    def open(self, now_s: float) -> None:
+        """Read what an earlier process left. Without records there is no file."""
         self._load(now_s)
-        self._rewrite(now_s)
+        if self._records:
+            self._rewrite(now_s)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -56,7 +88,8 @@ class AffinityStore:
             self._records[record.service, record.client] = record
             frames.append(_frame(record))
         self._appended += len(frames)
-        if self._appended > _COMPACT_AT_LEAST + _COMPACT_FACTOR * len(self._records):
+        is_stale = self._appended > _COMPACT_AT_LEAST + _COMPACT_FACTOR * len(self._records)
+        if is_stale or (self._file is None and not self._has_failed):
             self._rewrite(now_s)
         elif self._file is not None:
             self._write(b"".join(frames))
@@ -72,8 +105,7 @@ class AffinityStore:
         try:
             os.write(self._file, data)
         except OSError as error:
-            log.warning("%s: %s; affinity will not outlive a restart", self._path, error)
-            self.close()
+            self._give_up(error)
 
     def _load(self, now_s: float) -> None:
         try:
@@ -108,8 +140,13 @@ class AffinityStore:
             fresh.replace(self._path)
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         except OSError as error:
-            log.warning("%s: %s; affinity will not outlive a restart", self._path, error)
+            self._give_up(error)
         self._appended = 0
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("%s: %s; affinity will not outlive a restart", self._path, error)
+        self._has_failed = True
+        self.close()
 
 
 def _frame(record: AffinityRecord) -> bytes:

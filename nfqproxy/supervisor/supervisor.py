@@ -6,11 +6,13 @@ sends packets to the queue; a removed one leaves that set first. Changes that al
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from nfqproxy.api import channel
 from nfqproxy.model import FrontendKey, FrontendPlan
+from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,9 @@ class KernelState(Protocol):
 class Supervisor:
     """Holds the newest plans and hands them on. One ``publish`` at a time."""
 
-    def __init__(self, kernel: KernelState) -> None:
+    def __init__(self, kernel: KernelState, affinities: AffinityStore) -> None:
         self._kernel = kernel
+        self._affinities = affinities
         self._plans: dict[FrontendKey, FrontendPlan] = {}
         self._kernel_follows = False
         self._lock = asyncio.Lock()
@@ -54,8 +57,18 @@ class Supervisor:
     def snapshot(self) -> channel.Plans:
         """The present plans as a whole, for a worker that starts."""
         return channel.Plans(
-            revision=self.revision, is_whole=True, upserts=tuple(self._plans.values())
+            revision=self.revision,
+            is_whole=True,
+            upserts=tuple(self._plans.values()),
+            affinities=self._affinities.records(),
         )
+
+    def _take_affinities(self, teller: WorkerProcess, message: channel.Affinities) -> None:
+        """Keep what one worker recorded and tell the others."""
+        self._affinities.add(message.records, time.clock_gettime(time.CLOCK_BOOTTIME))
+        for worker in self.workers:
+            if worker is not teller:
+                worker.send(message)
 
     async def publish(self, plans: dict[FrontendKey, FrontendPlan], *, anew: bool = False) -> bool:
         """Make workers and kernel follow ``plans``; False when nothing differs.
@@ -120,7 +133,7 @@ class Supervisor:
         self._plans = plans
         self.revision = 1
         for configure in configures:
-            worker = WorkerProcess(configure, self.snapshot)
+            worker = WorkerProcess(configure, self.snapshot, self._take_affinities)
             self.workers.append(worker)
             await worker.start()
         for worker in self.workers:
@@ -145,6 +158,7 @@ class Supervisor:
         return {
             "revision": self.served_revision,
             "frontends": len(self._plans),
+            "affinity_records": len(self._affinities),
             "services": len({(plan.namespace, plan.service) for plan in self._plans.values()}),
             "workers": [_worker_status(worker, queues) for worker in self.workers],
         }

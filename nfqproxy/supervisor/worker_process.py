@@ -34,10 +34,17 @@ _STEADY_S = 30.0
 class WorkerProcess:
     """A worker slot: one queue, and the process that serves it at the moment, if any.
 
-    ``snapshot`` gives the whole present plans for a worker that starts.
+    ``snapshot`` gives the whole present plans for a worker that starts; ``on_affinities`` is called with
+    every message of new affinity records.
     """
 
-    def __init__(self, configure: channel.Configure, snapshot: Callable[[], channel.Plans]) -> None:
+    def __init__(
+        self,
+        configure: channel.Configure,
+        snapshot: Callable[[], channel.Plans],
+        on_affinities: Callable[["WorkerProcess", channel.Affinities], None] = lambda *_: None,
+    ) -> None:
+        self._on_affinities = on_affinities
         self._configure = configure
         self._snapshot = snapshot
         self._process: asyncio.subprocess.Process | None = None
@@ -139,6 +146,8 @@ class WorkerProcess:
                         async with self._applied:
                             self.applied_revision = message.revision
                             self._applied.notify_all()
+                    case channel.Affinities():
+                        self._on_affinities(self, message)
                     case channel.Stats():
                         async with self._answered:
                             self.stats = message

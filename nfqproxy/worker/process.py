@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import socket
+import time
 from random import Random
 
 import uvloop
@@ -25,6 +26,9 @@ from nfqproxy.worker.engine import Engine
 from nfqproxy.worker.readers import QueueReader, open_reader
 
 log = logging.getLogger(__name__)
+
+_EXPIRE_PINGS = 60
+"""Affinity records are looked through after so many pings, about once a minute."""
 
 
 def run(channel_fd: int) -> int:
@@ -116,7 +120,11 @@ class Worker:
             match message:
                 case channel.Plans():
                     self._take_plans(message)
+                case channel.Affinities():
+                    self._dataplane.put_affinity(message.records)
                 case channel.Ping():
+                    if message.number % _EXPIRE_PINGS == 0:
+                        self._dataplane.expire_affinity(time.clock_gettime(time.CLOCK_BOOTTIME))
                     self._send(self._stats(message.number))
                 case channel.Stop():
                     return
@@ -126,6 +134,13 @@ class Worker:
     def _on_queue(self) -> None:
         if self._engine.run_ready() and not self._is_closed:
             asyncio.get_running_loop().call_soon(self._on_queue)
+        if self._dataplane.has_affinity:
+            self._tell_affinity()
+
+    def _tell_affinity(self) -> None:
+        fresh = self._dataplane.take_affinity()
+        if fresh:
+            self._send(channel.Affinities(tuple(fresh)))
 
     def _on_routes(self) -> None:
         if self._routes.changed():
@@ -138,6 +153,7 @@ class Worker:
             self._dataplane.clear()
         self._dataplane.upsert(message.upserts)
         self._dataplane.remove(message.removes)
+        self._dataplane.put_affinity(message.affinities)
         if message.is_whole:
             # A long-lived table: keep the collector from walking it again and again.
             gc.collect()

@@ -75,6 +75,7 @@ BACKENDS6 = ["fd00:10:244:1::11", "fd00:10:244:1::12", "2001:db8:2::7"]
 CLIENTS4 = ["192.0.2.10", "10.244.1.11", "10.244.1.12", "192.0.2.1", "127.0.0.1", "192.0.2.7"]
 CLIENTS6 = ["2001:db8:2::10", "fd00:10:244:1::11", "2001:db8:2::1"]
 PORTS = [80, 53]
+RANGES = ["192.0.2.0/24", "10.244.1.11/32", "0.0.0.0/0", "2001:db8:2::/64", "fd00:10:244:1::/64"]
 
 
 @st.composite
@@ -118,6 +119,12 @@ def plans(draw: st.DrawFn) -> dict[FrontendKey, FrontendPlan]:
             service="web",
             port_name="",
             policy=TrafficPolicy.CLUSTER,
+            allowed_sources=draw(
+                st.one_of(
+                    st.none(),
+                    st.lists(st.sampled_from(RANGES), max_size=2).map(tuple),
+                )
+            ),
             candidate_sets=sets,
             actions=(actions[0], actions[1], actions[2]),
         )
