@@ -100,6 +100,9 @@ def run(argv: Sequence[str], stdin: str = "") -> str:
             timeout=_TIMEOUT_S,
             env={**os.environ, "LC_ALL": "C"},
             check=False,
+            # Ctrl-C goes to the terminal's whole process group. It asks this program to end, and
+            # this program finishes its rule change first; a tool cut short looks like a bad kernel.
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired:
         hint = f"no answer within {_TIMEOUT_S:.0f} s; look for another program holding its lock"
