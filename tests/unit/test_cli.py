@@ -59,7 +59,9 @@ def test_version(cli: RunCli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["runn"], "No such command 'runn'"),
+        (["runn"], "No such command 'runn'. Did you mean 'run'?"),
+        (["clean"], "No such command 'clean'. Did you mean 'cleanup'?"),
+        (["frobnicate"], "There are run, lab, rules, cleanup, doctor, status."),
         (["run", "--manifest"], "--manifest"),
         (["run", "--nonsense"], "--nonsense"),
         (["run", "--workers", "two"], "'two' is not a valid integer"),
