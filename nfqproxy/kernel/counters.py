@@ -1,21 +1,29 @@
-"""What the kernel counts: packets that met the queue rules, and the state of the queues."""
+"""What the kernel counts: packets queued, packets refused, and the state of the queues."""
 
 import re
 from pathlib import Path
 
 from msgspec import Struct
 
-from nfqproxy.errors import CodecError, HostError
+from nfqproxy.errors import CodecError, HostError, KernelError
 from nfqproxy.kernel import commands, iptables
 from nfqproxy.kernel.rule_settings import IptablesBackend
 from nfqproxy.model import Family, Protocol
 
-__all__ = ["QueueStatistics", "parse_queue_statistics", "queue_statistics", "rule_counters"]
+__all__ = [
+    "QueueStatistics",
+    "parse_queue_statistics",
+    "queue_statistics",
+    "refusal_counters",
+    "rule_counters",
+]
 
 _PROC_QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 _QUEUE_RULE = re.compile(
     r"^\[(?P<packets>\d+):\d+\] -A NFQPROXY-QUEUE -p (?P<protocol>\S+) .*-j NFQUEUE"
 )
+
+_COUNTER = re.compile(r"^\tcounter (\S+) \{\s+packets (\d+) bytes", re.MULTILINE)
 
 
 class QueueStatistics(Struct, frozen=True, kw_only=True):
@@ -92,4 +100,23 @@ def rule_counters() -> dict[tuple[Family, Protocol], int]:
                     protocol = Protocol[match["protocol"].upper()]
                     place = (family, protocol)
                     found[place] = found.get(place, 0) + int(match["packets"])
+    return found
+
+
+def refusal_counters() -> dict[tuple[Family, str], int]:
+    """Return the packets that each named counter of our nft tables has seen, by family and name.
+
+    The names say what became of a packet and why (``rules/README.md``). They count on over a repeated
+    apply. Empty when the rules are not there or the mode is ``overlay``.
+    """
+    found: dict[tuple[Family, str], int] = {}
+    if commands.find("nft") is None:
+        return found
+    for family, ip in ((Family.IPV4, "ip"), (Family.IPV6, "ip6")):
+        try:
+            text = commands.run(["nft", "list", "counters", "table", ip, "nfqproxy"])
+        except KernelError:
+            continue  # no such table
+        for name, packets in _COUNTER.findall(text):
+            found[family, name] = int(packets)
     return found

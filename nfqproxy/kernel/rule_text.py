@@ -4,6 +4,7 @@ What is printed by ``nfqproxy rules render`` is what is applied, except that ``a
 out the jumps of an earlier run and notes in a jump's comment which table or chain it had to make.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "RenderedRules",
     "create_set",
     "iptables_text",
+    "localhost_objects",
     "nft_text",
     "render",
 ]
@@ -35,6 +37,8 @@ JUMPS_FIRST = frozenset({"mangle"})
 
 PLAIN_COMMENT = "nfqproxy"
 """Comment of a jump in a chain that was there before."""
+
+_NFT_OBJECT = re.compile(r"^\t(chain|counter) (\S+) \{", re.MULTILINE)
 
 _HASH_SEED = 0x6E667170
 """Fixed, so that a client keeps its slot in every chain and after rules are applied again ("nfqp")."""
@@ -200,6 +204,12 @@ def nft_text(family: Family, settings: RuleSettings) -> str:
     if family is Family.IPV4 and settings.guards_localhost:
         text += _template("localhost.nft").substitute()
     return text
+
+
+def localhost_objects() -> dict[str, str]:
+    """Return the chains and counters that only a served 127.0.0.1 needs: name -> kind."""
+    text = _template("localhost.nft").template
+    return {name: kind for kind, name in _NFT_OBJECT.findall(text)}
 
 
 def render(settings: RuleSettings) -> RenderedRules:
