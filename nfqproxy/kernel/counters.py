@@ -1,6 +1,9 @@
 """What the kernel counts: packets queued, packets refused, and the state of the queues."""
 
+import errno
 import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -8,7 +11,9 @@ from msgspec import Struct
 from nfqproxy.errors import CodecError, HostError, KernelError
 from nfqproxy.kernel import commands, iptables
 from nfqproxy.kernel.rule_settings import IptablesBackend
+from nfqproxy.kernel.rule_text import NFT_TABLE
 from nfqproxy.model import Family, Protocol
+from nfqproxy.wire import nftcounter, nlmsg
 
 __all__ = [
     "QueueStatistics",
@@ -23,7 +28,7 @@ _QUEUE_RULE = re.compile(
     r"^\[(?P<packets>\d+):\d+\] -A NFQPROXY-QUEUE -p (?P<protocol>\S+) .*-j NFQUEUE"
 )
 
-_COUNTER = re.compile(r"^\tcounter (\S+) \{\s+packets (\d+) bytes", re.MULTILINE)
+_ANSWER_BYTES = 65536
 
 
 class QueueStatistics(Struct, frozen=True, kw_only=True):
@@ -107,16 +112,34 @@ def refusal_counters() -> dict[tuple[Family, str], int]:
     """Return the packets that each named counter of our nft tables has seen, by family and name.
 
     The names say what became of a packet and why (``rules/README.md``). They count on over a repeated
-    apply. Empty when the rules are not there or the mode is ``overlay``.
+    apply. Empty when the rules are not there or the mode is ``overlay``. Raises KernelError.
     """
     found: dict[tuple[Family, str], int] = {}
-    if commands.find("nft") is None:
-        return found
-    for family, ip in ((Family.IPV4, "ip"), (Family.IPV6, "ip6")):
-        try:
-            text = commands.run(["nft", "list", "counters", "table", ip, "nfqproxy"])
-        except KernelError:
-            continue  # no such table
-        for name, packets in _COUNTER.findall(text):
-            found[family, name] = int(packets)
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nlmsg.NETLINK_NETFILTER
+    ) as handle:
+        handle.bind((0, 0))
+        for family, number in ((Family.IPV4, socket.AF_INET), (Family.IPV6, socket.AF_INET6)):
+            request = nftcounter.dump_counters(NFT_TABLE, family=number, seq=int(family))
+            try:
+                handle.send(request)
+                for message in _dump(handle):
+                    counter = nftcounter.counter(message)
+                    if counter is not None:
+                        found[family, counter.name] = counter.packets
+            except OSError as error:
+                code = error.errno or errno.EIO
+                raise KernelError("reading the counters of refusals", code) from error
     return found
+
+
+def _dump(handle: socket.socket) -> Iterator[nlmsg.Message]:
+    """The messages that answer a dump; EINTR (the table changed meanwhile) spoils no counter."""
+    while True:
+        for message in nlmsg.messages(handle.recv(_ANSWER_BYTES)):
+            if message.type in (nlmsg.NLMSG_DONE, nlmsg.NLMSG_ERROR):
+                code = nlmsg.ack(message).errno
+                if code not in (0, errno.ENOENT):
+                    raise KernelError("reading the counters of refusals", code)
+                return
+            yield message

@@ -17,6 +17,7 @@ from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
 from nfqproxy.kernel.rule_text import (
     HOOKS,
     JUMPS_FIRST,
+    NFT_TABLE,
     create_set,
     iptables_text,
     localhost_objects,
@@ -27,7 +28,6 @@ from nfqproxy.model import Family
 __all__ = ["NFT_TABLE", "SET_PREFIX", "apply", "cleanup"]
 
 SET_PREFIX = "nfqproxy-"
-NFT_TABLE = "nfqproxy"
 
 _BUSY_TRIES = 40
 _BUSY_PAUSE_S = 0.05

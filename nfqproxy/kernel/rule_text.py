@@ -20,6 +20,7 @@ from nfqproxy.model import Family
 __all__ = [
     "HOOKS",
     "JUMPS_FIRST",
+    "NFT_TABLE",
     "PLAIN_COMMENT",
     "RenderedRules",
     "create_set",
@@ -34,6 +35,9 @@ HOOKS = (("mangle", "PREROUTING"), ("mangle", "OUTPUT"), ("raw", "PREROUTING"), 
 
 JUMPS_FIRST = frozenset({"mangle"})
 """Tables where our jump stands before other rules; in the others it stands behind them."""
+
+NFT_TABLE = "nfqproxy"
+"""Name of our nft table in the families ip and ip6."""
 
 PLAIN_COMMENT = "nfqproxy"
 """Comment of a jump in a chain that was there before."""

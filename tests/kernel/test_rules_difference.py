@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nfqproxy.core.fallback import family_elements
 from nfqproxy.kernel import node_rules
+from nfqproxy.kernel.counters import refusal_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
 from nfqproxy.model import (
@@ -305,3 +306,7 @@ def test_ten_thousand_services(node: str, record_property: Callable[[str, object
     # Three backends replaced, one slot more: three values, a slot, the count, four hairpins for three.
     assert timed("one change among them", one_more) == 3 + 1 + 1 + 4 + 3
     assert timed("no change", dict(one_more)) == 0
+    started = time.perf_counter()
+    counters = inside(node, refusal_counters)
+    print(f"counters beside 10,000 Services: {time.perf_counter() - started:.3f} s")
+    assert set(counters.values()) == {0}
