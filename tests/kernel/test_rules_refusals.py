@@ -205,6 +205,35 @@ def test_what_a_neighbour_translates_is_never_refused(
 
 
 @every_family
+def test_an_untracked_local_server_is_never_refused(lab: Cluster, family: Family) -> None:
+    """As NodeLocal DNSCache does it: the ClusterIP is bound on the node, its packets are untracked."""
+    address, length = VIP[family], 32 if family is Family.IPV4 else 128
+    sh(lab.node, "ip", "addr", "add", f"{address}/{length}", "dev", "lo", "nodad")
+    tool = "iptables-nft" if family is Family.IPV4 else "ip6tables-nft"
+    untracked = [
+        ["-t", "raw", "-A", chain, way, address, "-p", "tcp", port, "5353", "-j", "CT", "--notrack"]
+        for chain in ("PREROUTING", "OUTPUT")
+        for way, port in (("-d", "--dport"), ("-s", "--sport"))
+    ]
+    for rule in untracked:
+        sh(lab.node, tool, *rule)
+    try:
+        lab.servers.add(lab.node, "cache", address, 5353)
+        serve(lab, plan(FrontendKey(Protocol.TCP, address, 80), backends(family, 1)))
+        key = FrontendKey(Protocol.TCP, address, 5353)
+        for role in ROLES:
+            assert lab.probe(role, key).startswith("cache ")
+        assert counted(lab) == {}
+        # Its UDP side is not untracked: what the node itself sends meets the refusal.
+        assert lab.probe("node", FrontendKey(Protocol.UDP, address, 5353)) == REFUSED[family]
+    finally:
+        for rule in untracked:
+            rule[2] = "-D"
+            sh(lab.node, tool, *rule)
+        sh(lab.node, "ip", "addr", "del", f"{address}/{length}", "dev", "lo")
+
+
+@every_family
 def test_a_workers_entry_is_never_refused(lab: Cluster, family: Family) -> None:
     """The entry was made before the endpoints went; conntrack translates, so nothing refuses."""
     key = FrontendKey(Protocol.UDP, VIP[family], 80)
