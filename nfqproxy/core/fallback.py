@@ -1,21 +1,27 @@
-"""The kernel's own state as a function of the plans: set members and fallback map elements.
+"""The kernel's own state as a function of the plans: set members, fallback maps, refusals.
 
 The kernel fallback serves when no worker answers. It knows no weights, only *slots*: a frontend
-with K slots is found in the map ``slot-count``, whose verdict leads to the chain that draws one of
-the K slots uniformly; the map of that slot holds the backend. A backend with weight 5 of 10 owns 5
-of 10 slots. A frontend is therefore elements of maps, never a rule (``rules/README.md`` draws it).
+with K slots is found in a map whose verdict leads to the chain that draws one of the K slots, evenly
+or, with ClientIP affinity, by a hash of the source; the map of that slot holds the backend. A
+frontend is therefore elements of maps, never a rule (``rules/README.md`` draws it).
+
+Where all classes of client draw from the same backends, one entry in ``slot-count`` says it for all.
+Else the frontend is a member of ``by-class``, and each class has its own map; a class that is refused is
+in none. A packet that no map translates meets ``refusals`` behind the NAT hook, so what is refused is
+refused by the kernel, whether a worker lives or not.
 
 Everything here is pure: plans in, elements out, and the difference between two states. ``kernel``
 carries differences out.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from msgspec import Struct, field
 
+from nfqproxy.core.slots import MAX_SLOTS, slots
 from nfqproxy.model import (
-    Action,
     Backend,
     ClientClass,
     Family,
@@ -27,22 +33,37 @@ from nfqproxy.model import (
 )
 
 __all__ = [
+    "CLASS_MAPS",
     "MASQUERADE_CHAINS",
     "MAX_SLOTS",
+    "NETWORK_SETS",
+    "VIEWS",
     "FamilyChanges",
     "FamilyElements",
     "FrontendElements",
     "KernelState",
+    "Place",
     "family_elements",
     "frontend_elements",
     "slots",
 ]
 
-MAX_SLOTS = 64
-"""Slots a frontend can have at most; the fallback's table holds one chain per count up to it."""
+Place = tuple[str, str]
+"""(nft map or set, key of an element)."""
 
-SHARE_TOLERANCE = 0.05
-"""A slot count is good enough when no backend's share is off by more than this part of itself."""
+VIEWS = ("", "local-")
+"""Prefixes of the two slot tables: a frontend draws from at most two sets of candidates, usually C for
+clients of the cluster and L for those from outside (SEMANTICS 2.7)."""
+
+CLASS_MAPS: dict[ClientClass, str] = {
+    ClientClass.POD: "slot-count-pod",
+    ClientClass.NODE: "slot-count-node",
+    ClientClass.EXTERNAL: "slot-count-external",
+}
+"""Map that holds the slot count of a frontend in ``by-class``."""
+
+NETWORK_SETS = ("pod-cidrs", "service-cidrs")
+"""Sets of networks that come from the node's context, not from a plan."""
 
 MASQUERADE_CHAINS: dict[tuple[bool, bool, bool], str] = {
     (pod, node, external): "masquerade-"
@@ -53,113 +74,115 @@ MASQUERADE_CHAINS: dict[tuple[bool, bool, bool], str] = {
 }
 """Chain that answers "masquerade?" for a frontend, by what it does to (POD, NODE, EXTERNAL)."""
 
-
-def slots(backends: Sequence[Backend]) -> tuple[int, ...]:
-    """Return the backend index of every slot, grouped by backend; empty without a positive weight.
-
-    The count is the smallest that gives each backend its share to within ``SHARE_TOLERANCE`` of
-    that share, else the best there is. Slots are dealt by largest remainder; every backend of
-    positive weight gets at least one as long as there are no more than ``MAX_SLOTS`` of them.
-    Beyond that the heaviest (of equal ones, the first) are served.
-    """
-    positive = [index for index, backend in enumerate(backends) if backend.weight > 0]
-    if not positive:
-        return ()
-    if len(positive) > MAX_SLOTS:
-        positive = sorted(positive, key=lambda index: (-backends[index].weight, index))[:MAX_SLOTS]
-        positive.sort()
-    weights = [backends[index].weight for index in positive]
-    if min(weights) == max(weights):
-        return tuple(positive)
-    total = sum(weights)
-    best: list[int] = []
-    best_error = float("inf")
-    for count in range(len(weights), MAX_SLOTS + 1):
-        dealt = _deal(weights, total, count)
-        error = max(
-            abs(share * total - weight * count) / (weight * count)
-            for share, weight in zip(dealt, weights, strict=True)
-        )
-        if error < best_error:
-            best, best_error = dealt, error
-            if error <= SHARE_TOLERANCE:
-                break
-    return tuple(index for index, share in zip(positive, best, strict=True) for _ in range(share))
-
-
-def _deal(weights: Sequence[int], total: int, count: int) -> list[int]:
-    """Deal ``count`` slots in proportion to ``weights``, at least one each, by largest remainder.
-
-    Those that would get none are given one first; the rest share what is left in proportion.
-    """
-    dealt = [0] * len(weights)
-    rest = list(range(len(weights)))
-    while True:
-        small = [index for index in rest if weights[index] * count < total]
-        if not small:
-            break
-        for index in small:
-            dealt[index] = 1
-            total -= weights[index]
-        count -= len(small)
-        rest = [index for index in rest if dealt[index] == 0]
-    for index in rest:
-        dealt[index] = weights[index] * count // total
-    left = count - sum(dealt[index] for index in rest)
-    by_remainder = sorted(rest, key=lambda index: (-(weights[index] * count % total), index))
-    for index in by_remainder[:left]:
-        dealt[index] += 1
-    return dealt
+_GUARDED = "guarded"
+_ALLOWED = "allowed-sources"
 
 
 class FrontendElements(Struct, frozen=True, kw_only=True):
     """What one frontend puts into the kernel."""
 
     member: str | None
-    """Entry of the ipset of frontends, e.g. ``10.96.0.10,tcp:80``; None: packets are left alone."""
-    elements: dict[tuple[str, str], str]
-    """(nft map, key) -> value; empty when the fallback does not serve the frontend."""
-    hairpins: tuple[str, ...]
-    """Backend addresses, each an element of the hairpin set."""
+    """Entry of the ipset of frontends, e.g. ``10.96.0.10,tcp:80``; None: packets are never queued."""
+    elements: dict[Place, str]
+    """Place -> value; the value of a set's element is empty."""
+    shared: tuple[Place, ...]
+    """Elements of sets that other frontends may ask for as well."""
+    is_guarded: bool = False
+    """Only some sources may connect."""
+
+
+_NOTHING = FrontendElements(member=None, elements={}, shared=())
 
 
 def frontend_elements(plan: FrontendPlan) -> FrontendElements:
     """Return what ``plan`` puts into the kernel's sets and maps.
 
-    The fallback does not yet tell client classes apart when it picks: it draws from the candidates
-    of the class its kind of frontend exists for (pods for a ClusterIP, outsiders for all else). A
-    frontend that refuses that class has no elements. Refusals and per-class candidates will be
-    further maps beside these.
+    A class of client whose backends all have weight 0 is refused like one without backends. A plan
+    that draws from more than two different sets raises ValueError; none is made.
     """
+    if all(action.verdict is Verdict.PASS for action in plan.actions):
+        return _NOTHING
     key = plan.key
     protocol = key.protocol.name.lower()
-    member = f"{key.address},{protocol}:{key.port}"
-    if all(action.verdict is Verdict.PASS for action in plan.actions):
-        return FrontendElements(member=None, elements={}, hairpins=())
-    action = _leading_action(plan)
-    backends: tuple[Backend, ...] = ()
-    if action.verdict is Verdict.BACKEND:
-        backends = plan.candidate_sets[action.candidates].backends
-    dealt = slots(backends)
-    elements: dict[tuple[str, str], str] = {}
-    if dealt:
-        match = f"{protocol} . {key.address} . {key.port}"
-        for slot, index in enumerate(dealt):
+    match = f"{protocol} . {key.address} . {key.port}"
+    elements: dict[Place, str] = {}
+    shared: set[Place] = set()
+    rows: list[tuple[Backend, ...]] = []
+    dealt: list[tuple[int, ...]] = []
+    view_of: dict[ClientClass, int] = {}
+    for candidates in sorted({a.candidates for a in plan.actions if a.verdict is Verdict.BACKEND}):
+        backends = plan.candidate_sets[candidates].backends
+        classes = [
+            each
+            for each in ClientClass
+            if plan.actions[each].verdict is Verdict.BACKEND
+            and plan.actions[each].candidates == candidates
+        ]
+        if backends in rows:
+            view = rows.index(backends)
+        else:
+            own_slots = slots(backends)
+            if not own_slots:
+                continue
+            view = len(rows)
+            rows.append(backends)
+            dealt.append(own_slots)
+        view_of.update(dict.fromkeys(classes, view))
+    if len(rows) > len(VIEWS):
+        raise ValueError(f"{key}: more than {len(VIEWS)} different sets of candidates")
+
+    for prefix, backends, own_slots in zip(VIEWS, rows, dealt, strict=False):
+        for slot, index in enumerate(own_slots):
             backend = backends[index]
-            elements[f"backends-{slot}", match] = f"{backend.address} . {backend.port}"
-        elements["slot-count", match] = f"goto pick-{len(dealt)}"
-        pod, node, external = (a.masquerade for a in plan.actions)
+            elements[f"{prefix}backends-{slot}", match] = f"{backend.address} . {backend.port}"
+        for index in set(own_slots):
+            address = backends[index].address
+            shared.add(("hairpin", f"{address} . {address}"))
+            if not backends[index].in_pod_network:
+                shared.add(("non-pod-backends", address))
+    if rows:
+        by = "by-source-" if plan.affinity_timeout_s else ""
+        goto = [
+            f"goto {prefix}pick-{by}{len(own_slots)}"
+            for prefix, own_slots in zip(VIEWS, dealt, strict=False)
+        ]
+        if len(rows) == 1 and len(view_of) == len(ClientClass):
+            elements["slot-count", match] = goto[0]
+        else:
+            elements["by-class", match] = ""
+            for each, view in view_of.items():
+                elements[CLASS_MAPS[each], match] = goto[view]
+        pod, node, external = (action.masquerade for action in plan.actions)
         elements["sources", match] = f"goto {MASQUERADE_CHAINS[pod, node, external]}"
+
+    refused = {
+        plan.actions[each].verdict
+        for each in ClientClass
+        if each not in view_of and plan.actions[each].verdict is not Verdict.PASS
+    }
+    if refused:
+        elements["refusals", match] = (
+            f"goto {'drop' if Verdict.DROP in refused else 'reject'}-frontend"
+        )
+    if plan.allowed_sources is not None:
+        elements[_GUARDED, match] = ""
+        for network in _collapsed(key.family, plan.allowed_sources):
+            elements[_ALLOWED, f"{match} . {network}"] = ""
+    if plan.kind is FrontendKind.CLUSTER_IP:
+        shared.add(("cluster-ips", key.address))
     return FrontendElements(
-        member=member,
+        member=f"{key.address},{protocol}:{key.port}" if rows else None,
         elements=elements,
-        hairpins=tuple(sorted({backends[index].address for index in dealt})),
+        shared=tuple(sorted(shared)),
+        is_guarded=plan.allowed_sources is not None,
     )
 
 
-def _leading_action(plan: FrontendPlan) -> Action:
-    leader = ClientClass.POD if plan.kind is FrontendKind.CLUSTER_IP else ClientClass.EXTERNAL
-    return plan.actions[leader]
+def _collapsed(family: Family, networks: Iterable[str]) -> tuple[str, ...]:
+    """The same addresses in networks that do not overlap: the kernel refuses overlapping elements."""
+    if family is Family.IPV6:
+        return tuple(map(str, collapse_addresses([IPv6Network(text) for text in networks])))
+    return tuple(map(str, collapse_addresses([IPv4Network(text) for text in networks])))
 
 
 class FamilyElements(Struct, frozen=True, kw_only=True):
@@ -167,23 +190,29 @@ class FamilyElements(Struct, frozen=True, kw_only=True):
 
     members: frozenset[str]
     """Entries of the ipset of frontends."""
-    elements: Mapping[tuple[str, str], str]
-    """(nft map or set, key) -> value; the value of a set's element is empty."""
-    pod_cidrs: tuple[str, ...]
-    """Networks of the set of pod CIDRs."""
+    elements: Mapping[Place, str]
+    """Place -> value; the value of a set's element is empty."""
+    networks: Mapping[str, tuple[str, ...]]
+    """Content of each of NETWORK_SETS."""
 
 
 class FamilyChanges(Struct, frozen=True, kw_only=True):
-    """The way from one state of a family to the next."""
+    """The way from one state of a family to the next, in two transactions.
+
+    First ``removed_first``, ``added`` and ``changed`` and the networks, then (when the queue's set has
+    followed) ``removed``.
+    """
 
     members_added: tuple[str, ...] = ()
     members_removed: tuple[str, ...] = ()
-    added: dict[tuple[str, str], str] = field(default_factory=dict)
-    changed: dict[tuple[str, str], str] = field(default_factory=dict)
+    removed_first: tuple[Place, ...] = ()
+    """Elements that must go before others come, or before what is read behind them goes."""
+    added: dict[Place, str] = field(default_factory=dict)
+    changed: dict[Place, str] = field(default_factory=dict)
     """Elements that exist with another value."""
-    removed: tuple[tuple[str, str], ...] = ()
-    pod_cidrs: tuple[str, ...] | None = None
-    """None: unchanged."""
+    removed: tuple[Place, ...] = ()
+    networks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sets of NETWORK_SETS that get another content."""
 
     @property
     def count(self) -> int:
@@ -191,17 +220,20 @@ class FamilyChanges(Struct, frozen=True, kw_only=True):
         return (
             len(self.members_added)
             + len(self.members_removed)
+            + len(self.removed_first)
             + len(self.added)
             + len(self.changed)
             + len(self.removed)
-            + (len(self.pod_cidrs or ("",)) if self.pod_cidrs is not None else 0)
+            + sum(max(1, len(content)) for content in self.networks.values())
         )
 
 
-def _of_family(family: Family, cidrs: Iterable[str]) -> tuple[str, ...]:
-    return tuple(
-        sorted(c for c in cidrs if (":" in c) == (family is Family.IPV6)),
-    )
+def _networks(family: Family, node: NodeContext) -> dict[str, tuple[str, ...]]:
+    cidrs = {"pod-cidrs": node.cluster_cidrs, "service-cidrs": node.service_cidrs}
+    return {
+        name: tuple(sorted(c for c in cidrs[name] if (":" in c) == (family is Family.IPV6)))
+        for name in NETWORK_SETS
+    }
 
 
 def family_elements(
@@ -209,7 +241,7 @@ def family_elements(
 ) -> FamilyElements:
     """Return the complete desired state of ``family``: the reference KernelState is held to."""
     members: set[str] = set()
-    elements: dict[tuple[str, str], str] = {}
+    elements: dict[Place, str] = {}
     for key, plan in plans.items():
         if key.family is not family:
             continue
@@ -217,12 +249,9 @@ def family_elements(
         if own.member is not None:
             members.add(own.member)
         elements.update(own.elements)
-        for address in own.hairpins:
-            elements["hairpin", f"{address} . {address}"] = ""
+        elements.update(dict.fromkeys(own.shared, ""))
     return FamilyElements(
-        members=frozenset(members),
-        elements=elements,
-        pod_cidrs=_of_family(family, node.cluster_cidrs),
+        members=frozenset(members), elements=elements, networks=_networks(family, node)
     )
 
 
@@ -237,8 +266,8 @@ class KernelState:
         self.family = family
         self._plans: dict[FrontendKey, FrontendPlan] = {}
         self._own: dict[FrontendKey, FrontendElements] = {}
-        self._hairpins: Counter[str] = Counter()
-        self._pod_cidrs: tuple[str, ...] = ()
+        self._shared: Counter[Place] = Counter()
+        self._networks: dict[str, tuple[str, ...]] = dict.fromkeys(NETWORK_SETS, ())
 
     def advance(
         self, plans: Mapping[FrontendKey, FrontendPlan], node: NodeContext
@@ -249,10 +278,11 @@ class KernelState:
         """
         members_added: list[str] = []
         members_removed: list[str] = []
-        added: dict[tuple[str, str], str] = {}
-        changed: dict[tuple[str, str], str] = {}
-        removed: list[tuple[str, str]] = []
-        touched: Counter[str] = Counter()
+        removed_first: list[Place] = []
+        added: dict[Place, str] = {}
+        changed: dict[Place, str] = {}
+        removed: list[Place] = []
+        touched: Counter[Place] = Counter()
 
         gone = [key for key in self._plans if key not in plans]
         fresh = [
@@ -266,10 +296,9 @@ class KernelState:
             if before.member is not None:
                 members_removed.append(before.member)
             removed.extend(before.elements)
-            touched.subtract(before.hairpins)
-        nothing = FrontendElements(member=None, elements={}, hairpins=())
+            touched.subtract(before.shared)
         for key, plan in fresh:
-            before = self._own.get(key, nothing)
+            before = self._own.get(key, _NOTHING)
             after = frontend_elements(plan)
             self._plans[key] = plan
             self._own[key] = after
@@ -284,29 +313,45 @@ class KernelState:
                     added[place] = value
                 elif old != value:
                     changed[place] = value
-            removed.extend(place for place in before.elements if place not in after.elements)
-            touched.subtract(before.hairpins)
-            touched.update(after.hairpins)
+            early = _early_set(before, after)
+            for place in before.elements:
+                if place not in after.elements:
+                    (removed_first if place[0] == early else removed).append(place)
+            touched.subtract(before.shared)
+            touched.update(after.shared)
 
-        for address, change in touched.items():
-            count = self._hairpins[address]
-            place = ("hairpin", f"{address} . {address}")
+        for place, change in touched.items():
+            count = self._shared[place]
             if count == 0 and change > 0:
                 added[place] = ""
             elif count > 0 and count + change == 0:
                 removed.append(place)
-            self._hairpins[address] = count + change
-            if not self._hairpins[address]:
-                del self._hairpins[address]
+            self._shared[place] = count + change
+            if not self._shared[place]:
+                del self._shared[place]
 
-        pod_cidrs = _of_family(self.family, node.cluster_cidrs)
-        cidrs_change = None if pod_cidrs == self._pod_cidrs else pod_cidrs
-        self._pod_cidrs = pod_cidrs
+        wanted = _networks(self.family, node)
+        networks = {
+            name: content for name, content in wanted.items() if content != self._networks[name]
+        }
+        self._networks = wanted
         return FamilyChanges(
             members_added=tuple(members_added),
             members_removed=tuple(members_removed),
+            removed_first=tuple(removed_first),
             added=added,
             changed=changed,
             removed=tuple(removed),
-            pod_cidrs=cidrs_change,
+            networks=networks,
         )
+
+
+def _early_set(before: FrontendElements, after: FrontendElements) -> str:
+    """Name of the set whose elements of a frontend must be removed in the first transaction.
+
+    While the frontend stays guarded, old ranges may overlap new ones, which the kernel refuses. When
+    its guard falls, the guard goes before the ranges, or all would be turned away in between.
+    """
+    if not before.is_guarded:
+        return ""
+    return _ALLOWED if after.is_guarded else _GUARDED

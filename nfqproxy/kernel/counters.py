@@ -1,21 +1,34 @@
-"""What the kernel counts: packets that met the queue rules, and the state of the queues."""
+"""What the kernel counts: packets queued, packets refused, and the state of the queues."""
 
+import errno
 import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
-from nfqproxy.errors import CodecError, HostError
+from nfqproxy.errors import CodecError, HostError, KernelError
 from nfqproxy.kernel import commands, iptables
 from nfqproxy.kernel.rule_settings import IptablesBackend
+from nfqproxy.kernel.rule_text import NFT_TABLE
 from nfqproxy.model import Family, Protocol
+from nfqproxy.wire import nftcounter, nlmsg
 
-__all__ = ["QueueStatistics", "parse_queue_statistics", "queue_statistics", "rule_counters"]
+__all__ = [
+    "QueueStatistics",
+    "parse_queue_statistics",
+    "queue_statistics",
+    "refusal_counters",
+    "rule_counters",
+]
 
 _PROC_QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 _QUEUE_RULE = re.compile(
     r"^\[(?P<packets>\d+):\d+\] -A NFQPROXY-QUEUE -p (?P<protocol>\S+) .*-j NFQUEUE"
 )
+
+_ANSWER_BYTES = 65536
 
 
 class QueueStatistics(Struct, frozen=True, kw_only=True):
@@ -93,3 +106,40 @@ def rule_counters() -> dict[tuple[Family, Protocol], int]:
                     place = (family, protocol)
                     found[place] = found.get(place, 0) + int(match["packets"])
     return found
+
+
+def refusal_counters() -> dict[tuple[Family, str], int]:
+    """Return the packets that each named counter of our nft tables has seen, by family and name.
+
+    The names say what became of a packet and why (``rules/README.md``). They count on over a repeated
+    apply. Empty when the rules are not there or the mode is ``overlay``. Raises KernelError.
+    """
+    found: dict[tuple[Family, str], int] = {}
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nlmsg.NETLINK_NETFILTER
+    ) as handle:
+        handle.bind((0, 0))
+        for family, number in ((Family.IPV4, socket.AF_INET), (Family.IPV6, socket.AF_INET6)):
+            request = nftcounter.dump_counters(NFT_TABLE, family=number, seq=int(family))
+            try:
+                handle.send(request)
+                for message in _dump(handle):
+                    counter = nftcounter.counter(message)
+                    if counter is not None:
+                        found[family, counter.name] = counter.packets
+            except OSError as error:
+                code = error.errno or errno.EIO
+                raise KernelError("reading the counters of refusals", code) from error
+    return found
+
+
+def _dump(handle: socket.socket) -> Iterator[nlmsg.Message]:
+    """The messages that answer a dump; EINTR (the table changed meanwhile) spoils no counter."""
+    while True:
+        for message in nlmsg.messages(handle.recv(_ANSWER_BYTES)):
+            if message.type in (nlmsg.NLMSG_DONE, nlmsg.NLMSG_ERROR):
+                code = nlmsg.ack(message).errno
+                if code not in (0, errno.ENOENT):
+                    raise KernelError("reading the counters of refusals", code)
+                return
+            yield message

@@ -128,11 +128,12 @@ def _lacking(family: Family, backend: IptablesBackend) -> list[str]:
     def ipset(name: str, kind: str) -> Callable[[], object]:
         return lambda: commands.run(["ipset", "create", name, *kind.split(), "family", inet])
 
-    def nft(rule_text: str, hook: str = "") -> Callable[[], object]:
-        body = f"type nat hook {hook} priority 0;\n" if hook else ""
+    def nft(rule_text: str, hook: str = "", kind: str = "nat") -> Callable[[], object]:
+        body = f"type {kind} hook {hook} priority 0;\n" if hook else ""
         text = (
             f"table {ip} nfqproxy-try {{\n map m {{ type inet_proto . {addr} . inet_service : "
-            f"{addr} . inet_service; }}\n chain c {{ {body} {rule_text}\n }}\n}}\n"
+            f"{addr} . inet_service; }}\n set n {{ type inet_service . {addr}; flags interval; }}\n"
+            f" counter k {{ }}\n chain c {{ {body} {rule_text}\n }}\n}}\n"
             f"delete table {ip} nfqproxy-try\n"
         )
         return lambda: commands.run(["nft", "-f", "-"], text)
@@ -172,6 +173,13 @@ def _lacking(family: Family, backend: IptablesBackend) -> list[str]:
     attempt("nft numgen", "nft_numgen", nft("numgen random mod 2 vmap { 0 : drop, 1 : accept }"))
     attempt("nft fib", "nft_fib nft_fib_ipv4 nft_fib_ipv6", nft("fib saddr type local accept"))
     attempt("nft ct", "nft_ct", nft("ct status dnat accept"))
+    attempt("nft jhash", "nft_hash", nft(f"jhash {ip} saddr mod 2 seed 0x1 vmap {{ 0 : accept }}"))
+    attempt("nft named counters", "nf_tables", nft("counter name k accept"))
+    attempt("nft sets of joined intervals", "nf_tables", nft(f"th dport . {ip} saddr @n accept"))
+    reject = f"reject with {'icmp' if family is Family.IPV4 else 'icmpv6'} type port-unreachable"
+    attempt(
+        "nft reject", "nft_reject nft_reject_ipv4 nft_reject_ipv6", nft(reject, "input", "filter")
+    )
     attempt("nft masquerade", "nft_masq", nft("masquerade", "postrouting"))
     node_rules.cleanup()
     return lacking

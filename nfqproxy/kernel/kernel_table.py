@@ -5,16 +5,29 @@ send what changed. If a command fails, what the kernel holds is unknown, and the
 everything again.
 
 Order within a sync: elements are added and changed in one nft transaction, then the set of
-frontends follows, then elements are removed in a second transaction. A packet that has just read
-the old slot count therefore still finds every slot it may draw, and a frontend is in the fallback
-before its packets are queued.
+frontends follows, then elements are removed in a second transaction.
+
+- A packet that has just read the old slot count still finds every slot it may draw.
+- A frontend that comes alive is in the fallback before its packets are queued; its refusal stays until
+  the end, but only untranslated packets meet refusals, and from the first transaction on there are none.
+- A frontend that loses its last backend gets its refusal first, then leaves the queue's set, then the
+  fallback. So it is never queued while neither serves, and never passes unrefused.
+- Source ranges are changed within one transaction, so there is no instant with none or with both.
 """
 
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from nfqproxy.core.fallback import MAX_SLOTS, FamilyChanges, KernelState
+from nfqproxy.core.fallback import (
+    CLASS_MAPS,
+    MAX_SLOTS,
+    NETWORK_SETS,
+    VIEWS,
+    FamilyChanges,
+    KernelState,
+    Place,
+)
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel import commands, nft
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
@@ -23,7 +36,22 @@ from nfqproxy.model import Family, FrontendKey, FrontendPlan, NodeContext, Proto
 
 __all__ = ["FlowMember", "KernelTable", "SyncResult"]
 
-_MAPS = ("slot-count", "sources", "hairpin", *(f"backends-{slot}" for slot in range(MAX_SLOTS)))
+_MAPS = (
+    "slot-count",
+    *CLASS_MAPS.values(),
+    "sources",
+    "refusals",
+    *(f"{view}backends-{slot}" for view in VIEWS for slot in range(MAX_SLOTS)),
+)
+_SETS = (
+    "by-class",
+    "hairpin",
+    "non-pod-backends",
+    "guarded",
+    "allowed-sources",
+    "cluster-ips",
+    *NETWORK_SETS,
+)
 _PER_LINE = 1000
 """Elements per nft statement: keeps the lines of an error message readable."""
 
@@ -87,7 +115,9 @@ class KernelTable:
             members_removed=sum(len(change.members_removed) for change in every),
             elements_added=sum(len(change.added) for change in every),
             elements_changed=sum(len(change.changed) for change in every),
-            elements_removed=sum(len(change.removed) for change in every),
+            elements_removed=sum(
+                len(change.removed_first) + len(change.removed) for change in every
+            ),
             full=full,
         )
 
@@ -169,9 +199,7 @@ def _ip(family: Family) -> str:
     return "ip" if family is Family.IPV4 else "ip6"
 
 
-def _statements(
-    verb: str, family: Family, places: Iterable[tuple[tuple[str, str], str]]
-) -> Iterable[str]:
+def _statements(verb: str, family: Family, places: Iterable[tuple[Place, str]]) -> Iterable[str]:
     """Group elements by map into ``add element`` or ``delete element`` statements."""
     by_map: dict[str, list[str]] = {}
     for (name, key), value in places:
@@ -182,20 +210,24 @@ def _statements(
             yield f"{verb} element {_ip(family)} nfqproxy {name} {{ {part} }}"
 
 
+def _deletions(family: Family, places: Iterable[Place]) -> Iterable[str]:
+    return _statements("delete", family, ((place, "") for place in places))
+
+
 def _additions(family: Family, change: FamilyChanges, *, full: bool) -> Iterable[str]:
     ip = _ip(family)
     if full:
-        for name in _MAPS:
-            kind = "set" if name == "hairpin" else "map"
-            yield f"flush {kind} {ip} nfqproxy {name}"
-    if full or change.pod_cidrs is not None:
-        yield f"flush set {ip} nfqproxy pod-cidrs"
-        if change.pod_cidrs:
-            yield f"add element {ip} nfqproxy pod-cidrs {{ {', '.join(change.pod_cidrs)} }}"
+        yield from (f"flush map {ip} nfqproxy {name}" for name in _MAPS)
+        yield from (f"flush set {ip} nfqproxy {name}" for name in _SETS)
+    for name, networks in change.networks.items():
+        if not full:
+            yield f"flush set {ip} nfqproxy {name}"
+        if networks:
+            yield f"add element {ip} nfqproxy {name} {{ {', '.join(networks)} }}"
     # An element's value cannot be changed: out and in again, atomic within the transaction.
-    yield from _statements("delete", family, ((place, "") for place in change.changed))
+    yield from _deletions(family, (*change.removed_first, *change.changed))
     yield from _statements("add", family, (change.changed | change.added).items())
 
 
 def _removals(family: Family, change: FamilyChanges) -> Iterable[str]:
-    return _statements("delete", family, ((place, "") for place in change.removed))
+    return _deletions(family, change.removed)

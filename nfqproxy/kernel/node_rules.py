@@ -1,26 +1,33 @@
 """Putting the bootstrap rules on the node and taking them off again.
 
-Order of ``apply``: sets, iptables of each family, nft. Each step is one atomic restore or
-transaction per table; when one fails, those before it are taken back, so that either the whole rule
-set stands or what stood before. Sets and maps keep their elements over a repeated ``apply``: a
-restart never empties the fallback.
+Order of ``apply``: sets, iptables of each family, nft, and, if 127.0.0.1 is to be served, a sysctl.
+Each step is one atomic restore or transaction per table; when one fails, those before it are taken
+back, so that either the whole rule set stands or what stood before. Sets and maps keep their elements
+over a repeated ``apply``: a restart never empties the fallback.
 """
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from nfqproxy.errors import KernelError, NfqproxyError
-from nfqproxy.kernel import commands, iptables, nft
+from nfqproxy.kernel import commands, iptables, nft, route_localnet
 from nfqproxy.kernel.iptables import OwnRules
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
-from nfqproxy.kernel.rule_text import HOOKS, JUMPS_FIRST, create_set, iptables_text, render
+from nfqproxy.kernel.rule_text import (
+    HOOKS,
+    JUMPS_FIRST,
+    NFT_TABLE,
+    create_set,
+    iptables_text,
+    localhost_objects,
+    nft_text,
+)
 from nfqproxy.model import Family
 
 __all__ = ["NFT_TABLE", "SET_PREFIX", "apply", "cleanup"]
 
 SET_PREFIX = "nfqproxy-"
-NFT_TABLE = "nfqproxy"
 
 _BUSY_TRIES = 40
 _BUSY_PAUSE_S = 0.05
@@ -41,6 +48,9 @@ def apply(settings: RuleSettings) -> IptablesBackend:
     before = {family: iptables.read_own(family, backend) for family in Family}
     sets_before = _our_sets()
     touched: list[Family] = []
+    tables_before = _our_tables()
+    was_marked = _is_marked(tables_before)
+    marks = _localnet_marks(settings, was_marked=was_marked)
     try:
         _apply_sets(settings)
         texts = {
@@ -52,8 +62,12 @@ def apply(settings: RuleSettings) -> IptablesBackend:
         for family, text in texts.items():
             touched.append(family)
             iptables.restore(family, backend, text)
-        _apply_nft(settings)
+        if was_marked and not marks:
+            route_localnet.turn(on=False)
+        _apply_nft(settings, tables_before, marks)
     except NfqproxyError:
+        if was_marked:
+            route_localnet.turn(on=True)
         for family in touched:
             _put_back(family, backend, before[family])
         for name in _our_sets() - sets_before:
@@ -63,7 +77,25 @@ def apply(settings: RuleSettings) -> IptablesBackend:
         if family not in settings.families:
             _remove_iptables(family, backend)
         _remove_iptables(family, other)
+    if settings.guards_localhost and not route_localnet.is_on():
+        # Last: the rules that guard 127.0.0.0/8 stand.
+        route_localnet.turn(on=True)
     return backend
+
+
+def _is_marked(tables: Mapping[str, set[str]]) -> bool:
+    """True when it was us who turned route_localnet on."""
+    return any(route_localnet.MARK_CHAIN in chains for chains in tables.values())
+
+
+def _localnet_marks(settings: RuleSettings, *, was_marked: bool) -> tuple[str, ...]:
+    """Chains that note that route_localnet is ours to turn off again."""
+    if not settings.guards_localhost:
+        return ()
+    if not route_localnet.is_on():
+        route_localnet.check_writable()
+        return (route_localnet.MARK_CHAIN,)
+    return (route_localnet.MARK_CHAIN,) if was_marked else ()
 
 
 def _iptables_text(
@@ -118,22 +150,39 @@ def _apply_sets(settings: RuleSettings) -> None:
                 )
 
 
-def _apply_nft(settings: RuleSettings) -> None:
+def _apply_nft(
+    settings: RuleSettings, existing: Mapping[str, set[str]], marks: Iterable[str]
+) -> None:
     """Load our tables in one transaction, keeping the elements of those that have the same shape.
 
     A table that another mode or version made is replaced as a whole; its elements return with the
-    next full sync.
+    next full sync. What serves 127.0.0.1 comes and goes by itself.
     """
-    text = render(settings).nft
-    wanted = {_nft_name(family) for family in settings.families}
-    existing = _our_tables()
-    shape = set(_NFT_CHAIN.findall(text))
-    doomed = [name for name, chains in existing.items() if name not in wanted or chains != shape]
+    texts = {_nft_name(family): nft_text(family, settings) for family in settings.families}
+    four = _nft_name(Family.IPV4)
+    for mark in marks:
+        texts[four] += f"table {four} {{\n\tchain {mark} {{ }}\n}}\n"
+    optional = localhost_objects()
+    before = ""
+    for name, chains in existing.items():
+        stray = chains - set(_NFT_CHAIN.findall(texts.get(name, "")))
+        if name not in texts or stray - {*optional, route_localnet.MARK_CHAIN}:
+            before += _delete([name])
+        elif stray:
+            before += f"flush table {name}\n"
+            before += "".join(f"delete chain {name} {chain}\n" for chain in sorted(stray))
+            if stray & set(optional):
+                before += "".join(
+                    f"delete {kind} {name} {each}\n"
+                    for each, kind in optional.items()
+                    if kind != "chain"
+                )
+    text = "".join(texts.values())
     try:
-        nft.run_transaction(_delete(doomed) + text)
+        nft.run_transaction(before + text)
     except KernelError:
-        # The same chains, but maps of the same name and another type.
-        if len(doomed) == len(existing):
+        # The same chains, but at other hooks, or maps of the same name and another type.
+        if not existing:
             raise
         nft.run_transaction(_delete(existing) + text)
 
@@ -160,6 +209,10 @@ def cleanup() -> list[str]:
         for family in Family:
             removed += _remove_iptables(family, backend)
     tables = _our_tables()
+    if _is_marked(tables):
+        # Before the rules that guard 127.0.0.0/8 go.
+        route_localnet.turn(on=False)
+        removed.append(f"sysctl {route_localnet.NAME} = 1 (0 again, as before)")
     nft.run_transaction(_delete(tables))
     removed += [f"nft table {table}" for table in tables]
     for name in sorted(_our_sets()):

@@ -1,5 +1,6 @@
 """What the bootstrap rules depend on. Nothing here depends on the Services."""
 
+import re
 from enum import StrEnum
 
 from msgspec import Struct
@@ -8,6 +9,10 @@ from nfqproxy.errors import InputError
 from nfqproxy.model import Family
 
 __all__ = ["IptablesBackend", "RuleMode", "RuleSettings"]
+
+
+_INTERFACE = re.compile(r"[\w.:@+=-]{1,15}", re.ASCII)
+"""What dev_valid_name() of net/core/dev.c allows, less what an nft string cannot hold as it is."""
 
 
 class RuleMode(StrEnum):
@@ -40,6 +45,21 @@ class RuleSettings(Struct, frozen=True, kw_only=True):
     flow_timeout_s: int = 25
     """Life of a known UDP flow without packets, seconds; shorter than nf_conntrack_udp_timeout."""
     iptables: IptablesBackend = IptablesBackend.AUTO
+    bridge_interface: str = ""
+    """Detector BridgeInterface: who arrives by this interface is a pod; empty: not used."""
+    interface_name_prefix: str = ""
+    """Detector InterfaceNamePrefix: who arrives by an interface of such a name is a pod."""
+    localhost_node_ports: bool = False
+    """Serve node ports on 127.0.0.1: sets the sysctl route_localnet and guards 127.0.0.0/8."""
+
+    @property
+    def guards_localhost(self) -> bool:
+        """True when 127.0.0.1 is to be served, which is ours to do in mode ``replace`` alone."""
+        return (
+            self.localhost_node_ports
+            and self.mode is RuleMode.REPLACE
+            and Family.IPV4 in self.families
+        )
 
     def __post_init__(self) -> None:
         if not self.families or len(set(self.families)) != len(self.families):
@@ -53,3 +73,7 @@ class RuleSettings(Struct, frozen=True, kw_only=True):
             )
         if not 1 <= self.flow_timeout_s <= 2147483:
             raise InputError(f"flow_timeout_s: {self.flow_timeout_s} is not within 1..2147483")
+        for field in ("bridge_interface", "interface_name_prefix"):
+            name = getattr(self, field)
+            if name and not _INTERFACE.fullmatch(name):
+                raise InputError(f'{field}: "{name}" is no name of an interface; see ip link')

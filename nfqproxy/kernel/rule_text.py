@@ -4,6 +4,7 @@ What is printed by ``nfqproxy rules render`` is what is applied, except that ``a
 out the jumps of an earlier run and notes in a jump's comment which table or chain it had to make.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from string import Template
 
 from msgspec import Struct
 
-from nfqproxy.core.fallback import MASQUERADE_CHAINS, MAX_SLOTS
+from nfqproxy.core.fallback import MASQUERADE_CHAINS, MAX_SLOTS, VIEWS
 from nfqproxy.errors import HostError
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
 from nfqproxy.model import Family
@@ -19,10 +20,13 @@ from nfqproxy.model import Family
 __all__ = [
     "HOOKS",
     "JUMPS_FIRST",
+    "NFT_TABLE",
     "PLAIN_COMMENT",
     "RenderedRules",
     "create_set",
     "iptables_text",
+    "localhost_objects",
+    "nft_text",
     "render",
 ]
 
@@ -32,8 +36,16 @@ HOOKS = (("mangle", "PREROUTING"), ("mangle", "OUTPUT"), ("raw", "PREROUTING"), 
 JUMPS_FIRST = frozenset({"mangle"})
 """Tables where our jump stands before other rules; in the others it stands behind them."""
 
+NFT_TABLE = "nfqproxy"
+"""Name of our nft table in the families ip and ip6."""
+
 PLAIN_COMMENT = "nfqproxy"
 """Comment of a jump in a chain that was there before."""
+
+_NFT_OBJECT = re.compile(r"^\t(chain|counter) (\S+) \{", re.MULTILINE)
+
+_HASH_SEED = 0x6E667170
+"""Fixed, so that a client keeps its slot in every chain and after rules are applied again ("nfqp")."""
 
 _INET = {Family.IPV4: "inet", Family.IPV6: "inet6"}
 _IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
@@ -115,54 +127,93 @@ def iptables_text(
     )
 
 
-def _backend_map(slot: int, family: Family) -> str:
+def _backend_map(view: str, slot: int, family: Family) -> str:
     match = f"inet_proto . {_ADDR[family]} . inet_service"
     target = f"{_ADDR[family]} . inet_service"
-    return f"\tmap backends-{slot} {{\n\t\ttype {match} : {target}\n\t}}\n"
+    return f"\tmap {view}backends-{slot} {{\n\t\ttype {match} : {target}\n\t}}\n"
 
 
-def _slot_chain(slot: int, family: Family) -> str:
-    ip = _IP[family]
-    key = f"meta l4proto . {ip} daddr . th dport"
-    return f"\tchain slot-{slot} {{\n\t\tdnat {ip} to {key} map @backends-{slot}\n\t}}\n"
-
-
-def _pick_chain(count: int) -> str:
-    draw = ", ".join(f"{slot} : goto slot-{slot}" for slot in range(count))
-    return f"\tchain pick-{count} {{\n\t\tnumgen random mod {count} vmap {{ {draw} }}\n\t}}\n"
-
-
-def _masquerade_chain(name: str, classes: tuple[bool, bool, bool], family: Family) -> str:
-    """One of eight: which client classes (SEMANTICS 2.4: pod, node, elsewhere) are masqueraded."""
-    ip = _IP[family]
-    pod, node, external = classes
-    rules = [f"{ip} saddr . {ip} daddr @hairpin masquerade"]
-    if pod:
-        rules.append(f"{ip} saddr @pod-cidrs masquerade")
-    else:
-        rules.append(f"{ip} saddr @pod-cidrs {ip} daddr != @pod-cidrs masquerade")
-        rules.append(f"{ip} saddr @pod-cidrs return")
-    if node != external:
-        rules.append(f"fib saddr type local {'masquerade' if node else 'return'}")
-    if external:
-        rules.append("masquerade")
+def _chain(name: str, *rules: str) -> str:
     body = "".join(f"\t\t{rule}\n" for rule in rules)
     return f"\tchain {name} {{\n{body}\t}}\n"
 
 
-def _nft_text(family: Family, settings: RuleSettings) -> str:
+def _slot_chain(view: str, slot: int, family: Family) -> str:
+    ip = _IP[family]
+    key = f"meta l4proto . {ip} daddr . th dport"
+    return _chain(f"{view}slot-{slot}", f"dnat {ip} to {key} map @{view}backends-{slot}")
+
+
+def _pick_chains(view: str, family: Family) -> Iterable[str]:
+    # Each with a map of its own: older kernels walk all of a map for every element that leads to it.
+    for count in range(1, MAX_SLOTS + 1):
+        draw = ", ".join(f"{slot} : goto {view}slot-{slot}" for slot in range(count))
+        yield _chain(f"{view}pick-{count}", f"numgen random mod {count} vmap {{ {draw} }}")
+        by_source = f"jhash {_IP[family]} saddr mod {count} seed {_HASH_SEED:#x}"
+        yield _chain(f"{view}pick-by-source-{count}", f"{by_source} vmap {{ {draw} }}")
+
+
+def _pods(family: Family, settings: RuleSettings) -> tuple[str, ...]:
+    """Matches any of which tells a packet that comes from a pod (SEMANTICS 2.4)."""
+    matches = [f"{_IP[family]} saddr @pod-cidrs"]
+    if settings.bridge_interface:
+        matches.append(f'iifname "{settings.bridge_interface}"')
+    if settings.interface_name_prefix:
+        matches.append(f'iifname "{settings.interface_name_prefix}*"')
+    return tuple(matches)
+
+
+def _masquerade_chain(
+    name: str, classes: tuple[bool, bool, bool], family: Family, pods: Iterable[str]
+) -> str:
+    """One of eight: which client classes (SEMANTICS 2.4: pod, node, elsewhere) are masqueraded."""
+    ip = _IP[family]
+    pod, node, external = classes
+    rules = [f"{ip} saddr . {ip} daddr @hairpin masquerade"]
+    for match in pods:
+        if pod:
+            rules.append(f"{match} masquerade")
+        else:
+            rules.append(f"{match} {ip} daddr @non-pod-backends masquerade")
+            rules.append(f"{match} return")
+    if node != external:
+        rules.append(f"fib saddr type local {'masquerade' if node else 'return'}")
+    if external:
+        rules.append("masquerade")
+    return _chain(name, *rules)
+
+
+def nft_text(family: Family, settings: RuleSettings) -> str:
+    """Return the text for ``nft -f -`` of one family; it empties the table's rules, not its maps."""
+    ip, addr = _IP[family], _ADDR[family]
     if settings.mode is RuleMode.OVERLAY:
-        return _template("keepalive.nft").substitute(ip=_IP[family], addr=_ADDR[family])
-    return _template("fallback.nft").substitute(
-        ip=_IP[family],
-        addr=_ADDR[family],
-        backend_maps="\n".join(_backend_map(slot, family) for slot in range(MAX_SLOTS)),
-        slot_chains="\n".join(_slot_chain(slot, family) for slot in range(MAX_SLOTS)),
-        pick_chains="\n".join(_pick_chain(count) for count in range(1, MAX_SLOTS + 1)),
+        return _template("keepalive.nft").substitute(ip=ip, addr=addr)
+    pods = _pods(family, settings)
+    slots = [(view, slot) for view in VIEWS for slot in range(MAX_SLOTS)]
+    text = _template("fallback.nft").substitute(
+        ip=ip,
+        addr=addr,
+        backend_maps="\n".join(_backend_map(view, slot, family) for view, slot in slots),
+        slot_chains="\n".join(_slot_chain(view, slot, family) for view, slot in slots),
+        pick_chains="\n".join(text for view in VIEWS for text in _pick_chains(view, family)),
         masquerade_chains="\n".join(
-            _masquerade_chain(name, classes, family) for classes, name in MASQUERADE_CHAINS.items()
+            _masquerade_chain(name, classes, family, pods)
+            for classes, name in MASQUERADE_CHAINS.items()
         ),
+        pods_to_class="\n".join(f"\t\t{match} goto class-pod" for match in pods),
     )
+    text += _template("refusals.nft").substitute(
+        ip=ip, addr=addr, icmp="icmp" if family is Family.IPV4 else "icmpv6"
+    )
+    if family is Family.IPV4 and settings.guards_localhost:
+        text += _template("localhost.nft").substitute()
+    return text
+
+
+def localhost_objects() -> dict[str, str]:
+    """Return the chains and counters that only a served 127.0.0.1 needs: name -> kind."""
+    text = _template("localhost.nft").template
+    return {name: kind for kind, name in _NFT_OBJECT.findall(text)}
 
 
 def render(settings: RuleSettings) -> RenderedRules:
@@ -176,5 +227,5 @@ def render(settings: RuleSettings) -> RenderedRules:
         ),
         iptables=iptables_text(Family.IPV4, settings) if Family.IPV4 in on else "",
         ip6tables=iptables_text(Family.IPV6, settings) if Family.IPV6 in on else "",
-        nft="".join(_nft_text(family, settings) for family in on),
+        nft="".join(nft_text(family, settings) for family in on),
     )

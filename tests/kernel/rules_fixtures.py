@@ -8,20 +8,30 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from scapy.layers.inet import ICMP
+from scapy.layers.inet6 import ICMPv6EchoRequest
+from scapy.layers.sctp import SCTP, SCTPChunkInit
 
+from nfqproxy.kernel import node_rules
+from nfqproxy.kernel.counters import refusal_counters
+from nfqproxy.kernel.kernel_table import KernelTable
+from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
 from nfqproxy.model import (
     Action,
     Backend,
     CandidateSet,
+    Family,
     FrontendKey,
     FrontendKind,
     FrontendPlan,
+    NodeContext,
     Protocol,
     TrafficPolicy,
     Verdict,
@@ -189,6 +199,110 @@ def ask(protocol: Protocol, address: str, port: int, source: tuple[str, int] | N
             return errno.errorcode[error.errno or 0]
 
 
+SILENCE = "silence"
+REFUSED = {Family.IPV4: "icmp 3/3", Family.IPV6: "icmp 1/4"}
+"""Port unreachable: RFC 792 type 3 code 3, RFC 4443 type 1 code 4."""
+
+_QUIET_S = 0.4
+"""How long a probe waits before it calls what it hears silence."""
+
+
+def probe(key: FrontendKey, source: tuple[str, int] | None = None) -> str:
+    """Send a first packet from the calling thread's namespace and tell what came back.
+
+    A server's reply; "icmp TYPE/CODE" of an ICMP error about this very packet, which a TCP or UDP
+    socket must also have felt as ECONNREFUSED; SILENCE; or the name of an errno.
+    """
+    family = socket.AF_INET6 if key.family is Family.IPV6 else socket.AF_INET
+    icmp = socket.IPPROTO_ICMPV6 if key.family is Family.IPV6 else socket.IPPROTO_ICMP
+    with socket.socket(family, socket.SOCK_RAW, icmp) as errors:
+        errors.settimeout(_QUIET_S)
+        if key.protocol is Protocol.SCTP:
+            outcome = _send_init(family, key, source)
+        else:
+            outcome = _converse(family, key, source)
+        if outcome not in (SILENCE, "ECONNREFUSED"):
+            return outcome
+        found = _icmp_error(errors, key.address, key.protocol, key.port)
+        if found and key.protocol is not Protocol.SCTP:
+            assert outcome == "ECONNREFUSED", f"{found}, but the socket felt {outcome}"
+        return found or outcome
+
+
+def _converse(family: int, key: FrontendKey, source: tuple[str, int] | None) -> str:
+    kind = socket.SOCK_STREAM if key.protocol is Protocol.TCP else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as sock:
+        # A TCP socket over IPv6 heeds, on a path this short, only the answer to its second SYN.
+        is_slow = key.protocol is Protocol.TCP and key.family is Family.IPV6
+        sock.settimeout(1.3 + _QUIET_S if is_slow else _QUIET_S)
+        if source:
+            sock.bind(source)
+        try:
+            sock.connect((key.address, key.port))
+            if kind == socket.SOCK_DGRAM:
+                with suppress(PermissionError):  # what is dropped or refused on its way out
+                    sock.send(b"?")
+            return sock.recv(200).decode()
+        except TimeoutError:
+            return SILENCE
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+
+
+def _send_init(family: int, key: FrontendKey, source: tuple[str, int] | None) -> str:
+    # With its checksum: to conntrack a packet without is invalid, not new.
+    init = SCTP(sport=source[1] if source else 40000, dport=key.port, tag=0)
+    with socket.socket(family, socket.SOCK_RAW, key.protocol) as sock:
+        if source:
+            sock.bind((source[0], 0))
+        with suppress(PermissionError):
+            sock.sendto(bytes(init / SCTPChunkInit(init_tag=7, a_rwnd=65535)), (key.address, 0))
+    return SILENCE
+
+
+def ping(address: str) -> str:
+    """Send an echo request; return "echo", the ICMP error about it, or SILENCE."""
+    six = ":" in address
+    family = socket.AF_INET6 if six else socket.AF_INET
+    number = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
+    request = bytes(ICMPv6EchoRequest(id=7) if six else ICMP(id=7))
+    with socket.socket(family, socket.SOCK_RAW, number) as sock:
+        sock.settimeout(_QUIET_S)
+        with suppress(PermissionError):
+            sock.sendto(request, (address, 0))
+        return _icmp_error(sock, address, number) or SILENCE
+
+
+def _icmp_error(errors: socket.socket, address: str, protocol: int, port: int = 0) -> str:
+    """Return the ICMP error that tells of a packet to ``address``; empty without.
+
+    An echo reply from there is told as "echo".
+    """
+    destination = socket.inet_pton(errors.family, address)
+    while True:
+        try:
+            data, sender = errors.recvfrom(2048)
+        except TimeoutError:
+            return ""
+        if errors.family == socket.AF_INET:
+            data = data[(data[0] & 15) * 4 :]
+            is_error, inner, address_at, protocol_at = data[0] in (3, 11), data[8:], 16, 9
+            ports = inner[(inner[0] & 15) * 4 :] if is_error else b""
+        else:
+            is_error, inner, address_at, protocol_at = data[0] < 128, data[8:], 24, 6
+            ports = inner[40:]
+        if data[0] in (0, 129) and sender[0] == address:
+            return "echo"
+        about = inner[address_at : address_at + len(destination)]
+        if (
+            is_error
+            and about == destination
+            and inner[protocol_at] == protocol
+            and (not port or int.from_bytes(ports[2:4]) == port)
+        ):
+            return f"icmp {data[0]}/{data[1]}"
+
+
 class Cluster:
     """A client, a node that forwards, and three pods behind it; addresses of the test plan.
 
@@ -205,6 +319,8 @@ class Cluster:
         for name in names.values():  # no second of waiting until link-local addresses are valid
             sh(name, "sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
         sh(node, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        # The kernel limits the ICMP errors it sends, per address and in all; tests cause more.
+        sh(node, "sysctl", "-qw", "net.ipv4.icmp_ratemask=0", "net.ipv6.icmp.ratemask=2")
         self._link("client", "192.0.2.2", "192.0.2.1", 24, "2001:db8:2::2", "2001:db8:2::1")
         for i, pod in enumerate(self.PODS, start=1):
             self._link(
@@ -237,6 +353,19 @@ class Cluster:
     def ask(self, role: str, protocol: Protocol, address: str, port: int) -> str:
         return inside(self.names[role], lambda: ask(protocol, address, port))
 
+    def probe(self, role: str, key: FrontendKey, source: tuple[str, int] | None = None) -> str:
+        """See ``probe``."""
+        return inside(self.names[role], lambda: probe(key, source))
+
+    def probes(self, roles: Sequence[str], *keys: FrontendKey) -> dict[tuple[str, str], str]:
+        """Probe each key from each role at once; what came back, by (role, key as text)."""
+        pairs = [(role, key) for role in roles for key in keys]
+        with ThreadPoolExecutor(len(pairs)) as pool:
+            found = pool.map(lambda pair: self.probe(*pair), pairs)
+            return {
+                (role, str(key)): outcome for (role, key), outcome in zip(pairs, found, strict=True)
+            }
+
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
@@ -249,14 +378,40 @@ def cluster() -> Iterator[Cluster]:
             built.servers.close()
 
 
+@contextmanager
+def borrowed(lab: Cluster) -> Iterator[Cluster]:
+    """Yield a cluster that others use too, and take everything off its node afterwards."""
+    try:
+        yield lab
+    finally:
+        inside(lab.node, node_rules.cleanup)
+        for tool in ("iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"):
+            for table in ("filter", "nat"):
+                sh(lab.node, tool, "-t", table, "-F")
+        sh(lab.node, "conntrack", "-F")
+
+
+BACKEND, DROP, REJECT = (
+    Action(verdict=verdict) for verdict in (Verdict.BACKEND, Verdict.DROP, Verdict.REJECT)
+)
+MASQUERADED = Action(verdict=Verdict.BACKEND, masquerade=True)
+
+
 def plan(
     key: FrontendKey,
-    backends: list[Backend],
+    backends: Sequence[Backend],
     *,
     kind: FrontendKind = FrontendKind.CLUSTER_IP,
     masquerade: tuple[bool, bool, bool] = (False, False, False),
+    local: Sequence[Backend] = (),
+    actions: tuple[Action, Action, Action] | None = None,
+    affinity_s: int = 0,
+    ranges: tuple[str, ...] | None = None,
 ) -> FrontendPlan:
-    """Return a plan that serves every class from ``backends``."""
+    """Return a plan that serves every class from ``backends``, or does as ``actions`` say.
+
+    Candidate set 0 is ``backends``, 1 is ``local``.
+    """
     pod, node, external = (Action(verdict=Verdict.BACKEND, masquerade=m) for m in masquerade)
     return FrontendPlan(
         key=key,
@@ -265,10 +420,73 @@ def plan(
         service="web",
         port_name="http",
         policy=TrafficPolicy.CLUSTER,
-        candidate_sets=(CandidateSet(backends=tuple(backends)),),
-        actions=(pod, node, external),
+        affinity_timeout_s=affinity_s,
+        allowed_sources=ranges,
+        candidate_sets=(
+            CandidateSet(backends=tuple(backends)),
+            CandidateSet(backends=tuple(local)),
+        ),
+        actions=actions or (pod, node, external),
     )
+
+
+def empty(key: FrontendKey, kind: FrontendKind = FrontendKind.CLUSTER_IP) -> FrontendPlan:
+    """Return the plan of a frontend without endpoints."""
+    return plan(key, [], kind=kind, actions=(REJECT, REJECT, REJECT))
 
 
 def by_key(*plans: FrontendPlan) -> dict[FrontendKey, FrontendPlan]:
     return {each.key: each for each in plans}
+
+
+VIP = {Family.IPV4: "10.96.0.10", Family.IPV6: "fd00:10:96::10"}
+EXTERNAL_IP = {Family.IPV4: "203.0.113.9", Family.IPV6: "2001:db8:113::9"}
+LB_IP = {Family.IPV4: "198.51.100.7", Family.IPV6: "2001:db8:100::7"}
+NODE_IP = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8:2::1"}
+CLIENT_IP = {Family.IPV4: "192.0.2.2", Family.IPV6: "2001:db8:2::2"}
+SERVICE_CIDRS = ("10.96.0.0/16", "fd00:10:96::/112")
+NODE = NodeContext(node_name="n1", cluster_cidrs=Cluster.CIDRS, service_cidrs=SERVICE_CIDRS)
+
+
+def pod_address(family: Family, number: int) -> str:
+    return f"10.244.{number}.2" if family is Family.IPV4 else f"fd00:10:244:{number}::2"
+
+
+def gateway(family: Family, number: int) -> str:
+    """Return the node's address on the link of a pod: what MASQUERADE takes towards it."""
+    return pod_address(family, number).removesuffix("2") + "1"
+
+
+def backends(family: Family, *weights: int) -> list[Backend]:
+    """Return pods b1, b2, ... with these weights."""
+    return [
+        Backend(address=pod_address(family, i), port=8080, weight=weight)
+        for i, weight in enumerate(weights, start=1)
+    ]
+
+
+def serve(
+    lab: Cluster,
+    *plans: FrontendPlan,
+    settings: RuleSettings | None = None,
+    node: NodeContext = NODE,
+) -> KernelTable:
+    """Put rules and plans on the node of ``lab``."""
+    used = settings or RuleSettings(iptables=IptablesBackend.NFT)
+
+    def work() -> KernelTable:
+        node_rules.apply(used)
+        table = KernelTable(used)
+        table.sync(by_key(*plans), node)
+        return table
+
+    return inside(lab.node, work)
+
+
+def counted(lab: Cluster) -> dict[str, int]:
+    """Return the counters of refusals that are not zero, both families together."""
+    totals: dict[str, int] = {}
+    for (_, name), packets in inside(lab.node, refusal_counters).items():
+        if packets:
+            totals[name] = totals.get(name, 0) + packets
+    return totals

@@ -7,7 +7,7 @@ import pytest
 from nfqproxy.core.fallback import MAX_SLOTS
 from nfqproxy.errors import InputError
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
-from nfqproxy.kernel.rule_text import create_set, iptables_text, render
+from nfqproxy.kernel.rule_text import create_set, iptables_text, localhost_objects, render
 from nfqproxy.model import Family
 
 GOLDEN_IPTABLES = """\
@@ -59,13 +59,79 @@ def test_ipset_text() -> None:
 
 def test_fallback_has_a_chain_for_every_slot_and_count() -> None:
     text = render(RuleSettings(families=(Family.IPV6,))).nft
-    assert re.findall(r"chain slot-(\d+) ", text) == [str(n) for n in range(MAX_SLOTS)]
-    assert re.findall(r"chain pick-(\d+) ", text) == [str(n) for n in range(1, MAX_SLOTS + 1)]
-    assert "numgen random mod 2 vmap { 0 : goto slot-0, 1 : goto slot-1 }" in text
-    assert "dnat ip6 to meta l4proto . ip6 daddr . th dport map @backends-9" in text
+    counts = [str(n) for n in range(1, MAX_SLOTS + 1)]
+    for view in ("", "local-"):
+        slots = re.findall(rf"chain {view}slot-(\d+) ", text)
+        assert slots == [str(n) for n in range(MAX_SLOTS)]
+        assert re.findall(rf"chain {view}pick-(\d+) ", text) == counts
+        assert re.findall(rf"chain {view}pick-by-source-(\d+) ", text) == counts
+        assert f"dnat ip6 to meta l4proto . ip6 daddr . th dport map @{view}backends-9" in text
+        draw = f"vmap {{ 0 : goto {view}slot-0, 1 : goto {view}slot-1 }}"
+        assert f"numgen random mod 2 {draw}" in text
+        assert f"jhash ip6 saddr mod 2 seed 0x6e667170 {draw}" in text
     assert len(set(re.findall(r"chain (masquerade-\w+) ", text))) == 8
     assert "mark" not in text
     assert "ip daddr" not in text
+
+
+def chain(text: str, name: str) -> list[str]:
+    """Rules of a chain."""
+    (body,) = re.findall(rf"^\tchain {name} \{{\n(.*?)\n\t\}}", text, re.MULTILINE | re.DOTALL)
+    return [line.strip() for line in body.splitlines()]
+
+
+def test_detectors_are_asked_before_the_node() -> None:
+    settings = RuleSettings(
+        families=(Family.IPV4,), bridge_interface="cbr0", interface_name_prefix="cali"
+    )
+    text = render(settings).nft
+    assert chain(text, "pick-by-class") == [
+        "ip saddr @pod-cidrs goto class-pod",
+        'iifname "cbr0" goto class-pod',
+        'iifname "cali*" goto class-pod',
+        "fib saddr type local goto class-node",
+        "meta l4proto . ip daddr . th dport vmap @slot-count-external",
+    ]
+    assert chain(text, "masquerade-px") == [
+        "ip saddr . ip daddr @hairpin masquerade",
+        "ip saddr @pod-cidrs masquerade",
+        'iifname "cbr0" masquerade',
+        'iifname "cali*" masquerade',
+        "fib saddr type local return",
+        "masquerade",
+    ]
+    assert chain(text, "masquerade-n")[-3:] == [
+        'iifname "cali*" ip daddr @non-pod-backends masquerade',
+        'iifname "cali*" return',
+        "fib saddr type local masquerade",
+    ]
+
+
+def test_refusals_stand_behind_nat_and_guards_before_it() -> None:
+    text = render(RuleSettings(families=(Family.IPV6,))).nft
+    hooks = dict(re.findall(r"chain (\S+) \{\n\t\ttype filter hook (.*?); policy accept", text))
+    assert hooks == {
+        "guard-prerouting": "prerouting priority dstnat - 10",
+        "guard-output": "output priority -110",
+        "refuse-input": "input priority -110",
+        "refuse-forward": "forward priority -110",
+        "refuse-output": "output priority -90",
+    }
+    for name in ("refuse-input", "refuse-forward", "refuse-output"):
+        (_, rule) = chain(text, name)
+        assert rule.startswith("ct state new ct status & dnat == 0 goto ")
+    assert "reject with icmpv6 type port-unreachable" in text
+    assert "tcp reset" not in text
+
+
+def test_127_is_guarded_only_when_served() -> None:
+    assert "martian" not in render(RuleSettings()).nft
+    served = RuleSettings(localhost_node_ports=True)
+    assert set(localhost_objects().values()) == {"chain", "counter"}
+    for name in localhost_objects():
+        assert render(served).nft.count(f"\t{localhost_objects()[name]} {name} {{") == 1
+    overlay = RuleSettings(localhost_node_ports=True, mode=RuleMode.OVERLAY)
+    assert "martian" not in render(overlay).nft
 
 
 def test_overlay_translates_nothing() -> None:
@@ -73,6 +139,8 @@ def test_overlay_translates_nothing() -> None:
     assert "map @nothing" in text
     assert "masquerade" not in text
     assert "slot" not in text
+    assert "filter hook" not in text
+    assert "counter" not in text
 
 
 def test_a_family_that_is_off_has_no_text() -> None:
@@ -108,6 +176,9 @@ def test_comments_and_removals_find_their_place() -> None:
         ({"flow_timeout_s": 0}, "flow_timeout_s"),
         ({"families": ()}, "families"),
         ({"families": (Family.IPV4, Family.IPV4)}, "families"),
+        ({"bridge_interface": 'cbr0"; drop'}, "bridge_interface"),
+        ({"interface_name_prefix": "longer-than-15-ch"}, "interface_name_prefix"),
+        ({"interface_name_prefix": "cali*"}, "interface_name_prefix"),
     ],
 )
 def test_wrong_settings_are_named(arguments: dict[str, object], field: str) -> None:
