@@ -16,14 +16,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
-from nfqproxy.control.node import node_context, node_facts
+from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.objects import Objects
 from nfqproxy.control.table import ServiceTable
-from nfqproxy.core.plans import Planner, is_served
+from nfqproxy.core.plans import plans_for_node
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
@@ -31,7 +29,7 @@ from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext
-from nfqproxy.sources.config import PRIMARY, ProxyConfig
+from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
 from nfqproxy.supervisor.supervisor import Supervisor
 
@@ -64,6 +62,7 @@ class App:
         self._config = config
         self._rules = rule_settings(config)
         self._node_name = config.hostname_override or socket.gethostname().lower()
+        self._settings = config.node_settings(self._node_name)
         self._source = FileSource([Path(path) for path in config.manifests])
         self._table = ServiceTable(self._node_name)
         self._node = NodeContext(node_name=self._node_name)
@@ -117,7 +116,7 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
-                        cluster_cidrs=config.cluster_cidrs,
+                        cluster_cidrs=self._node.cluster_cidrs,
                     )
                     for index in range(config.workers)
                 ],
@@ -201,29 +200,19 @@ class App:
             log.info("revision %d", self._supervisor.revision)
 
     def _plans(self, objects: Objects) -> dict[FrontendKey, FrontendPlan]:
-        """Service table and plans of the present objects; only frontends that somebody is served by."""
+        """Service table, node and plans of the present objects."""
         self._table.replace(objects)
-        self._node = self._node_context(objects)
-        overlay = self._config.mode == "overlay"
-        ports = [
-            port
-            for port in self._table.ports.values()
-            if port.steered or not overlay or self._config.steer_all
-        ]
-        plans = Planner(self._node).plans(ports)
-        return {key: plan for key, plan in plans.items() if is_served(plan)}
-
-    def _node_context(self, objects: Objects) -> NodeContext:
-        config = self._config
-        facts = node_facts(objects, self._node_name, config.node_addresses)
-        if not facts.primary_addresses:
-            facts = node_facts(objects, self._node_name, _own_addresses())
-        context = node_context(
-            facts, cluster_cidrs=config.cluster_cidrs, masquerade_all=config.masquerade_all
-        )
-        if config.node_port_addresses == PRIMARY:
-            return context
-        return msgspec.structs.replace(context, node_port_addresses=config.node_port_addresses)
+        node = node_context(objects, self._settings)
+        if self._settings.node_port_networks is not None or not node.primary_addresses:
+            own, outward = _own_addresses()
+            node = node_context(
+                objects, self._settings, interface_addresses=own, outward_addresses=outward
+            )
+        self._node = node
+        gap = detector_gap(self._node, self._settings)
+        if gap is not None:
+            log.warning("%s", gap)
+        return plans_for_node(self._table.ports.values(), self._node, self._settings)
 
     async def _status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         ready = [worker for worker in self._supervisor.workers if worker.is_ready]
@@ -239,11 +228,15 @@ class App:
         }
 
 
-def _own_addresses() -> list[str]:
-    """The address of each family with which this node would speak to the outside."""
+def _own_addresses() -> tuple[list[str], list[str]]:
+    """The addresses of this node's interfaces, and of each family that with which it speaks outside."""
     routes = Routes()
     try:
-        found = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
+        own = [address.address for address in routes.addresses()]
+        outward = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
     finally:
         routes.close()
-    return [str(ip_address(packed)) for packed in found if packed is not None]
+    return (
+        [str(ip_address(packed)) for packed in own],
+        [str(ip_address(packed)) for packed in outward if packed is not None],
+    )
