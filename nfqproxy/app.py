@@ -16,11 +16,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
 from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.objects import Objects
 from nfqproxy.control.table import ServiceTable
+from nfqproxy.core.explain import Explainer, parse_packet
 from nfqproxy.core.plans import plans_for_node
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
@@ -152,7 +155,7 @@ class App:
             raise
 
     async def _serve(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        server = await admin.serve(listener, {"status": self._status})
+        server = await admin.serve(listener, {"status": self._status, "explain": self._explain})
         tasks: list[asyncio.Task[None]] = []
         loop.add_signal_handler(
             signal.SIGHUP, lambda: tasks.append(loop.create_task(self._reload(), name="reload"))
@@ -226,6 +229,35 @@ class App:
             "source_error": self._source.last_error,
             **self._supervisor.status(queue_statistics),
         }
+
+    async def _explain(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``packets``: a list of {"from", "to"}; ``explanations`` in the same order."""
+        routes = Routes()
+        try:
+            explainer = self._explainer(routes)
+            explanations = [
+                msgspec.to_builtins(explainer.explain(parse_packet(each["from"], each["to"])))
+                for each in request["packets"]
+            ]
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            return {"error": f"cannot explain that: {error}"}
+        finally:
+            routes.close()
+        return {"explanations": explanations}
+
+    def _explainer(self, routes: Routes) -> Explainer:
+        def masquerade_source(backend: str) -> str | None:
+            found = routes.masquerade_source(ip_address(backend).packed)
+            return None if found is None else str(ip_address(found))
+
+        return Explainer(
+            node=self._node,
+            settings=self._settings,
+            ports=self._table.ports.values(),
+            plans=self._supervisor.plans,
+            local_addresses=[str(ip_address(each.address)) for each in routes.addresses()],
+            masquerade_source=masquerade_source,
+        )
 
 
 def _own_addresses() -> tuple[list[str], list[str]]:

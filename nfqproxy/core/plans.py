@@ -123,8 +123,7 @@ class Planner:
                 affinity_timeout_s=port.affinity_timeout_s,
                 allowed_sources=self._allowed_sources(port, kind),
                 candidate_sets=sets,
-                # SEMANTICS 2.7: only this node itself can mean its own loopback address.
-                actions=(_DROP, actions[ClientClass.NODE], _DROP) if is_loopback else actions,
+                actions=_only_node(actions) if is_loopback else actions,
             )
 
     def _allowed_sources(self, port: ServicePort, kind: FrontendKind) -> tuple[str, ...] | None:
@@ -215,6 +214,12 @@ def _external_actions(port: ServicePort, found: _Pickable) -> _Actions:
         action = found.cluster(masquerade=True)
         return action, action, action
     return found.cluster(masquerade=False), found.cluster(masquerade=True), found.local(False)
+
+
+def _only_node(actions: _Actions) -> _Actions:
+    """SEMANTICS 2.7: only this node itself can mean its own loopback address."""
+    own = actions[ClientClass.NODE]
+    return (_DROP, own, _DROP) if own.verdict is Verdict.BACKEND else actions
 
 
 def is_served(plan: FrontendPlan) -> bool:
