@@ -62,7 +62,7 @@ class Explainer:
     ) -> None:
         self._node = node
         self._is_overlay = settings.is_overlay
-        self._plans = plans
+        self.plans = plans
         self._index = AddressIndex(ports, node, local_addresses)
         self._classes = SourceClasses(
             node, [ip_address(address).packed for address in self._index.local]
@@ -82,7 +82,7 @@ class Explainer:
             return self._without_frontend(Verdict.DROP, origin, *martian)
         plan = None
         if packet.protocol is not None:
-            plan = self._plans.get(FrontendKey(packet.protocol, packet.destination, packet.port))
+            plan = self.plans.get(FrontendKey(packet.protocol, packet.destination, packet.port))
         if plan is None:
             return self._unmatched(packet, origin)
         if plan.allowed_sources is not None:
