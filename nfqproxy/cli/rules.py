@@ -11,6 +11,7 @@ from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.rule_settings import RuleSettings
 from nfqproxy.kernel.rule_text import render as render_rules
 from nfqproxy.sources import config as configuration
+from nfqproxy.supervisor.affinity_store import remove_stored, store_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,7 +84,7 @@ def cleanup(output: str) -> None:
 
     Example: nfqproxy cleanup
     """
-    removed = node_rules.cleanup()
+    removed = node_rules.cleanup() + remove_stored(store_path())
     if output == "json":
         click.echo(json.dumps({"removed": removed}))
     elif removed:

@@ -38,17 +38,12 @@ def plans_for_node(
     """All plans that the proxy of this node acts on; what ``run`` and ``explain`` both call.
 
     Beside kube-proxy only steered Services have plans, and of these only frontends that are served:
-    refusals stay with kube-proxy. So do addresses with source ranges, because kube-proxy's check of them
-    would not see a connection that the worker has translated.
+    refusals stay with kube-proxy.
     """
     if not settings.is_overlay:
         return Planner(node).plans(ports)
     steered = (port for port in ports if port.steered or settings.steer_all)
-    return {
-        key: plan
-        for key, plan in Planner(node).plans(steered).items()
-        if is_served(plan) and plan.allowed_sources is None
-    }
+    return {key: plan for key, plan in Planner(node).plans(steered).items() if is_served(plan)}
 
 
 class Planner:

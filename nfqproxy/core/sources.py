@@ -14,6 +14,35 @@ _LOOPBACK_V4 = 127
 _MAX_REMEMBERED = 65536
 
 
+def _prefixes(cidrs: Iterable[str]) -> list[tuple[int, int, int]]:
+    """(address length in bytes, network bits, host bits to shift away) of each network."""
+    found = []
+    for cidr in cidrs:
+        network = ip_network(cidr)
+        host_bits = network.max_prefixlen - network.prefixlen
+        packed = network.network_address.packed
+        found.append((len(packed), int.from_bytes(packed) >> host_bits, host_bits))
+    return found
+
+
+class AllowedSources(dict[bytes, bool]):
+    """Packed address -> may it connect; computed at the first look, bounded like SourceClassifier."""
+
+    def __init__(self, cidrs: Iterable[str]) -> None:
+        super().__init__()
+        self._prefixes = _prefixes(cidrs)
+
+    def __missing__(self, address: bytes) -> bool:
+        if len(self) >= _MAX_REMEMBERED:
+            self.clear()
+        value, length = int.from_bytes(address), len(address)
+        self[address] = found = any(
+            size == length and value >> host_bits == network
+            for size, network, host_bits in self._prefixes
+        )
+        return found
+
+
 class SourceClassifier(dict[bytes, ClientClass]):
     """Packed address -> class. A dict whose misses are computed, so that a hit costs one look-up.
 
@@ -23,15 +52,7 @@ class SourceClassifier(dict[bytes, ClientClass]):
 
     def __init__(self, cluster_cidrs: Iterable[str], node_addresses: Iterable[bytes]) -> None:
         super().__init__()
-        networks = [ip_network(cidr) for cidr in cluster_cidrs]
-        self._prefixes = [
-            (
-                network.network_address.packed,
-                int.from_bytes(network.network_address.packed),
-                network.max_prefixlen - network.prefixlen,
-            )
-            for network in networks
-        ]
+        self._prefixes = _prefixes(cluster_cidrs)
         self._local = frozenset(node_addresses)
 
     def __missing__(self, address: bytes) -> ClientClass:
@@ -41,9 +62,9 @@ class SourceClassifier(dict[bytes, ClientClass]):
         return found
 
     def _classify(self, address: bytes) -> ClientClass:
-        value = int.from_bytes(address)
-        for packed, network, host_bits in self._prefixes:
-            if len(packed) == len(address) and value >> host_bits == network >> host_bits:
+        value, length = int.from_bytes(address), len(address)
+        for size, network, host_bits in self._prefixes:
+            if size == length and value >> host_bits == network:
                 return ClientClass.POD
         if address in self._local or (len(address) == 4 and address[0] == _LOOPBACK_V4):
             return ClientClass.NODE

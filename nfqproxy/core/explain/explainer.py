@@ -15,9 +15,9 @@ from nfqproxy.control.node import NodeSettings
 from nfqproxy.core.explain import candidates, story
 from nfqproxy.core.explain.case import CLIENT_WORDS, Case, MasqueradeSource, Origin
 from nfqproxy.core.explain.explanation import Candidate, Explanation, MatchedFrontend
-from nfqproxy.core.explain.index import AddressIndex, Networks, is_loopback, service_of
+from nfqproxy.core.explain.index import AddressIndex, is_loopback, service_of
 from nfqproxy.core.explain.packet import Packet
-from nfqproxy.core.sources import SourceClasses
+from nfqproxy.core.sources import AllowedSources, SourceClasses
 from nfqproxy.errors import InputError
 from nfqproxy.model import (
     Action,
@@ -68,7 +68,7 @@ class Explainer:
             node, [ip_address(address).packed for address in self._index.local]
         )
         self._masquerade_source = masquerade_source
-        self._allowed: dict[FrontendKey, Networks] = {}
+        self._allowed: dict[FrontendKey, AllowedSources] = {}
         self._weighed: dict[tuple[FrontendKey, int], tuple[float, ...]] = {}
         self._backends: dict[tuple[FrontendKey, ClientClass], tuple[Candidate, ...]] = {}
         self._words: dict[tuple[FrontendKey, int], tuple[str, str]] = {}
@@ -86,17 +86,17 @@ class Explainer:
         if plan is None:
             return self._unmatched(packet, origin)
         if plan.allowed_sources is not None:
-            ranges = self._allowed.get(plan.key)
-            if ranges is None:
-                ranges = self._allowed[plan.key] = Networks(plan.allowed_sources)
-            if ranges.holding(packet.source) is None:
+            allowed = self._allowed.get(plan.key)
+            if allowed is None:
+                allowed = self._allowed[plan.key] = AllowedSources(plan.allowed_sources)
+            if not allowed[ip_address(packet.source).packed]:
                 return self._with_plan(
                     Verdict.DROP,
                     origin,
                     plan,
                     f"loadBalancerSourceRanges of {_service(plan)} do not hold {packet.source}"
                     f" ({candidates.listed(plan.allowed_sources)}): dropped in silence, whoever asks",
-                    story.outside_source_ranges(packet, origin, plan),
+                    story.outside_source_ranges(packet, origin, plan, is_overlay=self._is_overlay),
                 )
         return self._by_plan(packet, origin, plan)
 
@@ -237,9 +237,13 @@ class Explainer:
                 port=backend.port,
                 weight=backend.weight,
                 probability=probability,
-                masquerade=action.masquerade
-                or backend.address == packet.source
-                or (is_pod and not backend.in_pod_network),
+                # As the worker has it from the routes: towards the node itself there is no masquerade.
+                masquerade=not self._index.is_local(backend.address)
+                and (
+                    action.masquerade
+                    or backend.address == packet.source
+                    or (is_pod and not backend.in_pod_network)
+                ),
                 node=backend.node,
             )
             for backend, probability in zip(row, weights, strict=True)
@@ -416,11 +420,12 @@ def _policy_words(plan: FrontendPlan, action: Action) -> str:
 
 
 def _source_words(case: Case, action: Action) -> str:
-    if action.masquerade:
-        return "masqueraded"
     some = sum(backend.masquerade for backend in case.backends)
     if not some:
         return "the backend sees the client's address"
+    if action.masquerade:
+        here = ", but for the backends on this node itself"
+        return "masqueraded" + (here if some < len(case.backends) else "")
     if some == len(case.backends):
         return "masqueraded, for the backend is the client itself or no pod"
     return "masqueraded only where the backend is the client itself or no pod"

@@ -42,21 +42,29 @@ def to_backend(case: Case) -> Steps:
     )
 
 
-def outside_source_ranges(packet: Packet, origin: Origin, plan: FrontendPlan) -> Steps:
+def outside_source_ranges(
+    packet: Packet, origin: Origin, plan: FrontendPlan, *, is_overlay: bool
+) -> Steps:
     """The source is not among those that may connect."""
-    table, hook = _table(packet), origin.hook
-    raw = (
-        _raw_queued(packet, origin, plan)
-        + " (whatever it answers, the next rule still sees the packet)"
-        if is_served(plan)
-        else _raw_not_queued(packet, origin)
+    hook = origin.hook
+    guard = (
+        f"nft {_table(packet)} guard-{hook.lower()}, before the NAT: {_key(packet)} is in guarded,"
+        f" {packet.source} is not in allowed-sources -> drop"
     )
+    silence = "reply: none; the client tries again until its time-out"
+    if not is_served(plan):
+        return (
+            _raw_not_queued(packet, origin),
+            f"filter {hook}: {guard}",
+            silence,
+            "without a worker: the same, this check is the kernel's own",
+        )
+    behind = "kube-proxy's rules drop it" if is_overlay else guard
     return (
-        raw,
-        f"filter {hook}: nft {table} guard-{hook.lower()}, before the NAT: {_key(packet)} is in guarded,"
-        f" {packet.source} is not in allowed-sources -> drop",
-        "reply: none; the client tries again until its time-out",
-        "without a worker: the same, this check is the kernel's own",
+        _raw_queued(packet, origin, plan),
+        f"worker: {packet.source} is in none of loadBalancerSourceRanges -> drop",
+        silence,
+        f"without a worker: {behind}",
     )
 
 
@@ -325,20 +333,31 @@ def _place(backend: Candidate) -> str:
 
 
 def _postrouting(case: Case) -> Steps:
-    masqueraded = [b for b in case.backends if b.masquerade and b.probability > 0]
-    kept = [b for b in case.backends if not b.masquerade and b.probability > 0]
+    possible = [b for b in case.backends if b.probability > 0]
+    masqueraded = [b for b in possible if b.masquerade]
+    kept = [b for b in possible if not b.masquerade and not case.is_local(b.address)]
+    here = [b for b in possible if not b.masquerade and case.is_local(b.address)]
+
+    def only(some: list[Candidate]) -> str:
+        return "" if len(some) == len(possible) else f" for {listed(map(str, some))}"
+
     steps = []
     if masqueraded:
         why = _why_masqueraded(case, masqueraded)
         sources = sorted({_source_of(case, backend) for backend in masqueraded})
         seen = "the node's address on the way there" if "?" in sources else " or ".join(sources)
-        which = "" if not kept else f" for {listed(map(str, masqueraded))}"
-        steps.append(f"nat POSTROUTING: the entry's binding makes the source {seen}{which} ({why})")
-    if kept:
-        which = "" if not masqueraded else f" for {listed(map(str, kept))}"
         steps.append(
-            f"nat POSTROUTING: the source stays {case.packet.source}{which}; the entry says so, and no"
-            " masquerade rule of others is asked"
+            f"nat POSTROUTING: the entry's binding makes the source {seen}{only(masqueraded)} ({why})"
+        )
+    if kept:
+        steps.append(
+            f"nat POSTROUTING: the source stays {case.packet.source}{only(kept)}; the entry says so, and"
+            " no masquerade rule of others is asked"
+        )
+    if here:
+        steps.append(
+            f"nat POSTROUTING: the source stays {case.packet.source}{only(here)}: nobody is masqueraded"
+            " towards the node's own address"
         )
     return tuple(steps)
 

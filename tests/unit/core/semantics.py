@@ -223,9 +223,13 @@ class World:
             {
                 (e.address, e.port): (
                     e.weight,
-                    masquerade
-                    or e.address == packet.source
-                    or (who == "pod" and self.is_foreign(e.address)),
+                    # Delivered on the node, a packet never comes to where sources are masqueraded.
+                    not self.is_own(e.address)
+                    and (
+                        masquerade
+                        or e.address == packet.source
+                        or (who == "pod" and self.is_foreign(e.address))
+                    ),
                 )
                 for e in chosen
             },

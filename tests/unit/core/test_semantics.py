@@ -34,6 +34,7 @@ POD_IPS = (
     "10.244.1.6",
     "10.244.2.5",
     "192.0.2.7",
+    "192.0.2.1",
     "fd00:10:244:1::5",
     "fd00:10:244:2::5",
     "2001:db8:2::7",
@@ -292,4 +293,4 @@ def test_overlay_acts_on_steered_and_served_frontends_only(world):
     assert steered.items() <= whole.items()
     for key, plan in whole.items():
         serves = any(action.verdict == "backend" for action in plan.actions)
-        assert (key in steered) == (serves and plan.allowed_sources is None)
+        assert (key in steered) == serves
