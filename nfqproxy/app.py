@@ -21,11 +21,12 @@ import msgspec
 
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
-from nfqproxy.control.node import node_context, node_facts
+from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.objects import Objects
 from nfqproxy.control.table import ServiceTable
+from nfqproxy.core.explain import Explainer, parse_packet
 from nfqproxy.core.health_ports import health_ports
-from nfqproxy.core.plans import Planner, is_served
+from nfqproxy.core.plans import plans_for_node, steered_ports
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
@@ -33,7 +34,7 @@ from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext, ServicePort
-from nfqproxy.sources.config import PRIMARY, ProxyConfig
+from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
 from nfqproxy.supervisor.affinity_store import AffinityStore, store_path
 from nfqproxy.supervisor.health_ports import HealthPorts
@@ -58,6 +59,7 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
         first_queue=config.first_queue,
         queue_count=config.workers,
         iptables=IptablesBackend(config.iptables),
+        localhost_node_ports=config.localhost_node_ports,
     )
 
 
@@ -72,6 +74,7 @@ class App:
         self._config = config
         self._rules = rule_settings(config)
         self._node_name = config.hostname_override or socket.gethostname().lower()
+        self._settings = config.node_settings(self._node_name)
         self._source = FileSource([Path(path) for path in config.manifests])
         self._table = ServiceTable(self._node_name)
         self._node = NodeContext(node_name=self._node_name)
@@ -103,6 +106,11 @@ class App:
             raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
         if not self._config.manifests:
             raise InputError("no Services to serve; give a file or directory with --manifests")
+        if self._settings.bridge_interface or self._settings.interface_name_prefix:
+            raise InputError(
+                "detectLocalMode: the worker does not tell pods by interface yet (explain does);"
+                " use ClusterCIDR or NodeCIDR"
+            )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
@@ -154,7 +162,7 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
-                        cluster_cidrs=config.cluster_cidrs,
+                        cluster_cidrs=self._node.cluster_cidrs,
                     )
                     for index in range(config.workers)
                 ],
@@ -192,7 +200,12 @@ class App:
     async def _serve(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         await self._follow_published()
         server = await admin.serve(
-            listener, {"status": self._status, "reconcile": self._answer_reconcile}
+            listener,
+            {
+                "status": self._status,
+                "explain": self._explain,
+                "reconcile": self._answer_reconcile,
+            },
         )
         tasks = [
             loop.create_task(self._follow(), name="follow-source"),
@@ -273,29 +286,20 @@ class App:
         await self._health_ports.follow(health_ports(own, self._node))
 
     def _plans(self, objects: Objects) -> dict[FrontendKey, FrontendPlan]:
-        """Service table and plans of the present objects; only frontends that somebody is served by."""
+        """Service table, node and plans of the present objects."""
         self._table.replace(objects)
-        self._node = self._node_context(objects)
-        overlay = self._config.mode == "overlay"
-        self._ports = tuple(
-            port
-            for port in self._table.ports.values()
-            if port.steered or not overlay or self._config.steer_all
-        )
-        plans = Planner(self._node).plans(self._ports)
-        return {key: plan for key, plan in plans.items() if is_served(plan)}
-
-    def _node_context(self, objects: Objects) -> NodeContext:
-        config = self._config
-        facts = node_facts(objects, self._node_name, config.node_addresses)
-        if not facts.primary_addresses:
-            facts = node_facts(objects, self._node_name, _own_addresses())
-        context = node_context(
-            facts, cluster_cidrs=config.cluster_cidrs, masquerade_all=config.masquerade_all
-        )
-        if config.node_port_addresses == PRIMARY:
-            return context
-        return msgspec.structs.replace(context, node_port_addresses=config.node_port_addresses)
+        node = node_context(objects, self._settings)
+        if self._settings.node_port_networks is not None or not node.primary_addresses:
+            own, outward = _own_addresses()
+            node = node_context(
+                objects, self._settings, interface_addresses=own, outward_addresses=outward
+            )
+        self._node = node
+        gap = detector_gap(self._node, self._settings)
+        if gap is not None:
+            log.warning("%s", gap)
+        self._ports = steered_ports(self._table.ports.values(), self._settings)
+        return plans_for_node(self._ports, self._node, self._settings)
 
     async def _status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         ready = [worker for worker in self._supervisor.workers if worker.is_ready]
@@ -320,12 +324,45 @@ class App:
         except (NfqproxyError, OSError) as error:
             return {"error": f"reconciling connection tracking: {error}"}
 
+    async def _explain(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``packets``: a list of {"from", "to"}; ``explanations`` in the same order."""
+        routes = Routes()
+        try:
+            explainer = self._explainer(routes)
+            explanations = [
+                msgspec.to_builtins(explainer.explain(parse_packet(each["from"], each["to"])))
+                for each in request["packets"]
+            ]
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            return {"error": f"cannot explain that: {error}"}
+        finally:
+            routes.close()
+        return {"explanations": explanations}
 
-def _own_addresses() -> list[str]:
-    """The address of each family with which this node would speak to the outside."""
+    def _explainer(self, routes: Routes) -> Explainer:
+        def masquerade_source(backend: str) -> str | None:
+            found = routes.masquerade_source(ip_address(backend).packed)
+            return str(ip_address(found)) if found else None
+
+        return Explainer(
+            node=self._node,
+            settings=self._settings,
+            ports=self._table.ports.values(),
+            plans=self._supervisor.plans,
+            local_addresses=[str(ip_address(each.address)) for each in routes.addresses()],
+            masquerade_source=masquerade_source,
+        )
+
+
+def _own_addresses() -> tuple[list[str], list[str]]:
+    """The addresses of this node's interfaces, and of each family that with which it speaks outside."""
     routes = Routes()
     try:
-        found = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
+        own = [address.address for address in routes.addresses()]
+        outward = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
     finally:
         routes.close()
-    return [str(ip_address(packed)) for packed in found if packed]
+    return (
+        [str(ip_address(packed)) for packed in own],
+        [str(ip_address(packed)) for packed in outward if packed],
+    )

@@ -25,6 +25,7 @@ _COMMANDS = {
     "rules": ("nfqproxy.cli.rules", "rules", "Print or apply the bootstrap rules."),
     "cleanup": ("nfqproxy.cli.rules", "cleanup", "Remove all that nfqproxy made on this node."),
     "doctor": ("nfqproxy.cli.doctor", "doctor", "Probe what the host can do and say what to mend."),
+    "explain": ("nfqproxy.cli.explain", "explain", "Say what happens to a packet, and why."),
     "status": ("nfqproxy.cli.status", "status", "Show the running proxy."),
     "reconcile": (
         "nfqproxy.cli.reconcile",

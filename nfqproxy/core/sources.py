@@ -1,9 +1,14 @@
-"""Class of a packet's source address: pod, this node, elsewhere (SEMANTICS 2.4, detector ClusterCIDR)."""
+"""Class of a packet's source: pod, this node, elsewhere (SEMANTICS 2.4).
 
-from collections.abc import Iterable
+Two detectors look at the source address (ClusterCIDR, NodeCIDR), two at the interface a packet came in
+by (BridgeInterface, InterfaceNamePrefix). :class:`SourceClasses` knows all four; what it hands out for
+an interface is a mapping, so that the packet path pays one look-up whatever the detector.
+"""
+
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 
-from nfqproxy.model import ClientClass
+from nfqproxy.model import ClientClass, NodeContext
 
 _LOOPBACK_V4 = 127
 _MAX_REMEMBERED = 65536
@@ -64,3 +69,36 @@ class SourceClassifier(dict[bytes, ClientClass]):
         if address in self._local or (len(address) == 4 and address[0] == _LOOPBACK_V4):
             return ClientClass.NODE
         return ClientClass.EXTERNAL
+
+
+class _AllPods(dict[bytes, ClientClass]):
+    def __missing__(self, address: bytes) -> ClientClass:
+        return ClientClass.POD
+
+
+class SourceClasses:
+    """The classes of sources on one node, by the interface a packet came in by.
+
+    ``node_addresses``: the packed addresses of this node.
+    """
+
+    def __init__(self, node: NodeContext, node_addresses: Iterable[bytes]) -> None:
+        self._bridge = node.bridge_interface
+        self._prefix = node.interface_name_prefix
+        self._by_address = SourceClassifier(node.cluster_cidrs, node_addresses)
+        self._pods = _AllPods()
+
+    def is_pod_interface(self, interface: str) -> bool:
+        """Whether the detector counts all that arrives by this interface as pods."""
+        if self._bridge:
+            return interface == self._bridge
+        return bool(self._prefix) and interface.startswith(self._prefix)
+
+    def arriving_by(self, interface: str | None) -> Mapping[bytes, ClientClass]:
+        """Packed source address -> class; ``interface`` None: sent by a process of this node.
+
+        As with iptables' ``-i``, what a process sends arrives by no interface.
+        """
+        if interface is not None and self.is_pod_interface(interface):
+            return self._pods
+        return self._by_address

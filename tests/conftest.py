@@ -1,0 +1,9 @@
+"""Profiles of the property tests: NFQPROXY_HYPOTHESIS=deep runs at least 10,000 cases of each."""
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("deep", deadline=None, max_examples=10_000)
+settings.load_profile(os.environ.get("NFQPROXY_HYPOTHESIS", "default"))
