@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,25 +21,33 @@ import msgspec
 
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
-from nfqproxy.control.node import node_context, node_facts
+from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.objects import Objects
 from nfqproxy.control.table import ServiceTable
-from nfqproxy.core.plans import Planner, is_served
+from nfqproxy.core.explain import Explainer, parse_packet
+from nfqproxy.core.health_ports import health_ports
+from nfqproxy.core.plans import plans_for_node, steered_ports
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
-from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext
-from nfqproxy.sources.config import PRIMARY, ProxyConfig
+from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext, ServicePort
+from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
+from nfqproxy.supervisor.affinity_store import AffinityStore, store_path
+from nfqproxy.supervisor.health_ports import HealthPorts
+from nfqproxy.supervisor.reconciler import Reconciler, SweepReport
 from nfqproxy.supervisor.supervisor import Supervisor
+from nfqproxy.supervisor.sync_health import SyncHealth
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_RETRY_S = 2.0
+"""Pause before a change that the kernel refused is tried again."""
 # Any address of the Internet: asked only which of our addresses leads there.
 _ANYWHERE = (ip_address("192.0.2.254").packed, ip_address("2001:db8::fe").packed)
 
@@ -50,6 +59,7 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
         first_queue=config.first_queue,
         queue_count=config.workers,
         iptables=IptablesBackend(config.iptables),
+        localhost_node_ports=config.localhost_node_ports,
     )
 
 
@@ -64,14 +74,28 @@ class App:
         self._config = config
         self._rules = rule_settings(config)
         self._node_name = config.hostname_override or socket.gethostname().lower()
+        self._settings = config.node_settings(self._node_name)
         self._source = FileSource([Path(path) for path in config.manifests])
         self._table = ServiceTable(self._node_name)
         self._node = NodeContext(node_name=self._node_name)
         self._kernel = KernelTable(self._rules)
-        self._supervisor = Supervisor(self)
+        self._affinities = AffinityStore(store_path())
+        self._supervisor = Supervisor(self, self._affinities)
+        self._ports: tuple[ServicePort, ...] = ()
+        self._reconciler = Reconciler(self._kernel.forget_flows)
+        self._sync_health = SyncHealth(time.monotonic)
+        self._health_ports = HealthPorts(lambda: self._sync_health.is_healthy)
         self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._is_behind = asyncio.Event()
+        self._wanted: dict[FrontendKey, FrontendPlan] = {}
 
     # What the supervisor needs of the kernel's sets and maps.
+    def restore(self) -> None:
+        """Put back rules that somebody took away; the next sync replaces sets and maps as a whole."""
+        node_rules.apply(self._rules)
+        self._kernel.forget()
+
     def sync(self, plans: Mapping[FrontendKey, FrontendPlan]) -> object:
         """Make sets and fallback maps follow ``plans``."""
         return self._kernel.sync(plans, self._node)
@@ -82,17 +106,25 @@ class App:
             raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
         if not self._config.manifests:
             raise InputError("no Services to serve; give a file or directory with --manifests")
+        if self._settings.bridge_interface or self._settings.interface_name_prefix:
+            raise InputError(
+                "detectLocalMode: the worker does not tell pods by interface yet (explain does);"
+                " use ClusterCIDR or NodeCIDR"
+            )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
+        # From the first moment: a reload that comes during the start is done after it, not fatal.
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         with admin.listen() as listener:
-            plans = self._plans(self._source.load())
+            plans = self._wanted = self._plans(self._source.load())
             await asyncio.to_thread(host_check.check_host, self._rules)
             self._raise_if_stopped()
             if once:
                 await self._program(plans)
                 log.info("the kernel serves %d frontends by its fallback", len(plans))
                 return
+            self._affinities.open(time.clock_gettime(time.CLOCK_BOOTTIME))
             try:
                 await self._start_workers(plans)
                 self._raise_if_stopped()
@@ -101,7 +133,20 @@ class App:
             finally:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
                 await asyncio.shield(self._supervisor.stop_workers())
+                self._affinities.close()
         log.info("stopped; rules and fallback stay and serve, nfqproxy cleanup removes them")
+
+    def reconcile(self, *, dry_run: bool) -> SweepReport:
+        """Hold connection tracking against the manifests once, without a running proxy."""
+        if os.geteuid() != 0:
+            raise HostError("reading connection tracking needs root; run as root")
+        if not self._config.manifests:
+            raise InputError(
+                "no Services to compare with; give a file or directory with --manifests"
+            )
+        self._plans(self._source.load())
+        self._reconciler.follow(self._ports, self._node)
+        return self._reconciler.sweep(dry_run=dry_run)
 
     def _raise_if_stopped(self) -> None:
         if self._stop.is_set():
@@ -117,7 +162,7 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
-                        cluster_cidrs=config.cluster_cidrs,
+                        cluster_cidrs=self._node.cluster_cidrs,
                     )
                     for index in range(config.workers)
                 ],
@@ -153,12 +198,22 @@ class App:
             raise
 
     async def _serve(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        server = await admin.serve(listener, {"status": self._status})
-        tasks: list[asyncio.Task[None]] = []
-        loop.add_signal_handler(
-            signal.SIGHUP, lambda: tasks.append(loop.create_task(self._reload(), name="reload"))
+        await self._follow_published()
+        server = await admin.serve(
+            listener,
+            {
+                "status": self._status,
+                "explain": self._explain,
+                "reconcile": self._answer_reconcile,
+            },
         )
-        tasks.append(loop.create_task(self._follow(), name="follow-source"))
+        tasks = [
+            loop.create_task(self._follow(), name="follow-source"),
+            loop.create_task(self._reload_on_hangup(), name="reload"),
+            loop.create_task(self._catch_up(), name="catch-up"),
+            loop.create_task(self._reconciler.run(), name="reconcile"),
+            loop.create_task(self._health_ports.run(), name="health-ports"),
+        ]
         log.info(
             "serving %d frontends on node %s, mode %s, %d worker(s), queue %d",
             len(self._supervisor.plans),
@@ -169,61 +224,82 @@ class App:
         )
         stop = loop.create_task(self._stop.wait(), name="stop")
         try:
-            # The source task ends only by failing: then the proxy ends, and the fallback serves.
-            await asyncio.wait({tasks[0], stop}, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done() and not self._stop.is_set():
-                tasks[0].result()
+            # All of these end only by failing: then the proxy ends, and the fallback serves.
+            watched = (*tasks, *self._supervisor.keepers)
+            done, _ = await asyncio.wait({*watched, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stop}:
+                if not self._stop.is_set():
+                    task.result()
         finally:
             self._stop.set()
-            for task in tasks:
+            for task in (*tasks, stop):
                 task.cancel()
-            stop.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
             server.close()
-            loop.remove_signal_handler(signal.SIGHUP)
+            await self._health_ports.close()
 
     async def _follow(self) -> None:
         async for objects in self._source.changes(self._stop):
-            await self._publish(objects)
+            self._wanted = self._plans(objects)
+            await self._publish()
 
-    async def _reload(self) -> None:
-        objects = await self._source.reload()
-        if objects is not None:
-            await self._publish(objects)
+    async def _reload_on_hangup(self) -> None:
+        """SIGHUP: read the manifests, and put everything into the kernel anew whatever it holds."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            objects = await self._source.reload()
+            if objects is not None:
+                self._wanted = self._plans(objects)
+            await self._publish(anew=True)
 
-    async def _publish(self, objects: Objects) -> None:
+    async def _catch_up(self) -> None:
+        """Try a change that the kernel did not take again and again: no other may ever come.
+
+        With the rules anew, for what it lacks may be a set or table that somebody removed.
+        """
+        while True:
+            await self._is_behind.wait()
+            await asyncio.sleep(_RETRY_S)
+            await self._publish(anew=True)
+
+    async def _publish(self, *, anew: bool = False) -> None:
+        number = self._sync_health.queued()
         try:
-            changed = await self._supervisor.publish(self._plans(objects))
+            changed = await self._supervisor.publish(self._wanted, anew=anew)
         except NfqproxyError as error:
-            log.error("the kernel did not take a change: %s; trying again with the next", error)
+            log.error("the kernel did not take a change: %s; trying again in %g s", error, _RETRY_S)
+            self._is_behind.set()
             return
+        self._is_behind.clear()
+        self._sync_health.done(number)
+        # Also when no plan has changed: which endpoints are local, ready or serving may have.
+        await self._follow_published()
         if changed:
             log.info("revision %d", self._supervisor.revision)
 
-    def _plans(self, objects: Objects) -> dict[FrontendKey, FrontendPlan]:
-        """Service table and plans of the present objects; only frontends that somebody is served by."""
-        self._table.replace(objects)
-        self._node = self._node_context(objects)
-        overlay = self._config.mode == "overlay"
-        ports = [
-            port
-            for port in self._table.ports.values()
-            if port.steered or not overlay or self._config.steer_all
-        ]
-        plans = Planner(self._node).plans(ports)
-        return {key: plan for key, plan in plans.items() if is_served(plan)}
+    async def _follow_published(self) -> None:
+        """What follows the service table only when workers and kernel do."""
+        self._reconciler.follow(self._ports, self._node)
+        # In overlay mode kube-proxy has these listeners.
+        own = () if self._config.mode == "overlay" else self._ports
+        await self._health_ports.follow(health_ports(own, self._node))
 
-    def _node_context(self, objects: Objects) -> NodeContext:
-        config = self._config
-        facts = node_facts(objects, self._node_name, config.node_addresses)
-        if not facts.primary_addresses:
-            facts = node_facts(objects, self._node_name, _own_addresses())
-        context = node_context(
-            facts, cluster_cidrs=config.cluster_cidrs, masquerade_all=config.masquerade_all
-        )
-        if config.node_port_addresses == PRIMARY:
-            return context
-        return msgspec.structs.replace(context, node_port_addresses=config.node_port_addresses)
+    def _plans(self, objects: Objects) -> dict[FrontendKey, FrontendPlan]:
+        """Service table, node and plans of the present objects."""
+        self._table.replace(objects)
+        node = node_context(objects, self._settings)
+        if self._settings.node_port_networks is not None or not node.primary_addresses:
+            own, outward = _own_addresses()
+            node = node_context(
+                objects, self._settings, interface_addresses=own, outward_addresses=outward
+            )
+        self._node = node
+        gap = detector_gap(self._node, self._settings)
+        if gap is not None:
+            log.warning("%s", gap)
+        self._ports = steered_ports(self._table.ports.values(), self._settings)
+        return plans_for_node(self._ports, self._node, self._settings)
 
     async def _status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         ready = [worker for worker in self._supervisor.workers if worker.is_ready]
@@ -235,15 +311,58 @@ class App:
             "node": self._node_name,
             "node_port_addresses": list(self._node.node_port_addresses),
             "source_error": self._source.last_error,
+            "conntrack": self._reconciler.status(),
+            "health_check_ports": self._health_ports.status(),
             **self._supervisor.status(queue_statistics),
         }
 
+    async def _answer_reconcile(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        sweep = self._reconciler.reconcile(dry_run=bool(request.get("dry_run", False)))
+        try:
+            # Shielded: an asker that goes away must not make two sweeps run at once.
+            return (await asyncio.shield(sweep)).document()
+        except (NfqproxyError, OSError) as error:
+            return {"error": f"reconciling connection tracking: {error}"}
 
-def _own_addresses() -> list[str]:
-    """The address of each family with which this node would speak to the outside."""
+    async def _explain(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``packets``: a list of {"from", "to"}; ``explanations`` in the same order."""
+        routes = Routes()
+        try:
+            explainer = self._explainer(routes)
+            explanations = [
+                msgspec.to_builtins(explainer.explain(parse_packet(each["from"], each["to"])))
+                for each in request["packets"]
+            ]
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            return {"error": f"cannot explain that: {error}"}
+        finally:
+            routes.close()
+        return {"explanations": explanations}
+
+    def _explainer(self, routes: Routes) -> Explainer:
+        def masquerade_source(backend: str) -> str | None:
+            found = routes.masquerade_source(ip_address(backend).packed)
+            return str(ip_address(found)) if found else None
+
+        return Explainer(
+            node=self._node,
+            settings=self._settings,
+            ports=self._table.ports.values(),
+            plans=self._supervisor.plans,
+            local_addresses=[str(ip_address(each.address)) for each in routes.addresses()],
+            masquerade_source=masquerade_source,
+        )
+
+
+def _own_addresses() -> tuple[list[str], list[str]]:
+    """The addresses of this node's interfaces, and of each family that with which it speaks outside."""
     routes = Routes()
     try:
-        found = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
+        own = [address.address for address in routes.addresses()]
+        outward = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
     finally:
         routes.close()
-    return [str(ip_address(packed)) for packed in found if packed is not None]
+    return (
+        [str(ip_address(packed)) for packed in own],
+        [str(ip_address(packed)) for packed in outward if packed],
+    )

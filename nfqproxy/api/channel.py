@@ -6,12 +6,15 @@ and the same user; the types below are the protocol, there is no version to nego
 
 import asyncio
 import socket
+from sys import byteorder
 
 import msgspec
 
+from nfqproxy.core.affinity import AffinityRecord
 from nfqproxy.model import FrontendKey, FrontendPlan
 
 _LENGTH_BYTES = 4
+_FD_BYTES = 4
 
 
 class Configure(msgspec.Struct, tag="configure", frozen=True, kw_only=True):
@@ -35,10 +38,21 @@ class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
     is_whole: bool
     upserts: tuple[FrontendPlan, ...] = ()
     removes: tuple[FrontendKey, ...] = ()
+    affinities: tuple[AffinityRecord, ...] = ()
+    """With a whole snapshot: the records that must be known before the first packet is decided."""
+
+
+class Affinities(msgspec.Struct, tag="affinities", frozen=True):
+    """ClientIP affinity records: to a worker those of others, from a worker its own new ones."""
+
+    records: tuple[AffinityRecord, ...]
 
 
 class Ping(msgspec.Struct, tag="ping", frozen=True):
     """Asks for Stats; an unanswered one means that the worker hangs."""
+
+    number: int
+    """Comes back in the Stats that answer."""
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
@@ -64,6 +78,8 @@ class Applied(msgspec.Struct, tag="applied", frozen=True):
 class Stats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
     """Counters of a worker since its start."""
 
+    ping: int
+    """Number of the Ping this answers."""
     packets: int
     """Packets read from the queue."""
     batches: int
@@ -75,8 +91,8 @@ class Stats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
     """CPU time of the process."""
 
 
-ToWorker = Configure | Plans | Ping | Stop
-ToSupervisor = Bound | Failed | Applied | Stats
+ToWorker = Configure | Plans | Affinities | Ping | Stop
+ToSupervisor = Bound | Failed | Applied | Affinities | Stats
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_supervisor: msgspec.msgpack.Decoder[ToSupervisor] = msgspec.msgpack.Decoder(ToSupervisor)
@@ -122,7 +138,16 @@ def receive_bound(channel: socket.socket) -> tuple[Bound | Failed, int | None]:
 
     Blocks until one whole frame is there; ConnectionError when the worker has gone before.
     """
-    data, fds, _flags, _address = socket.recv_fds(channel, _LENGTH_BYTES, 1)
+    # Close-on-exec: a worker started later would else hold this queue bound when its own worker is gone.
+    # (socket.recv_fds of Python 3.11 takes the flag and ignores it.)
+    data, ancillary, _flags, _address = channel.recvmsg(
+        _LENGTH_BYTES, socket.CMSG_LEN(_FD_BYTES), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = [
+        int.from_bytes(content, byteorder)
+        for level, kind, content in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(content) == _FD_BYTES
+    ]
     while len(data) < _LENGTH_BYTES or len(data) < _LENGTH_BYTES + int.from_bytes(
         data[:_LENGTH_BYTES]
     ):

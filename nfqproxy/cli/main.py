@@ -3,14 +3,17 @@
 Exit codes: 0 ok, 1 failed, 2 wrong usage or bad input, 3 the host lacks something, 130 interrupted.
 """
 
+import difflib
 import importlib
 import logging
+import os
 import sys
 
 import click
 
 from nfqproxy import __version__
 from nfqproxy.errors import NfqproxyError
+from nfqproxy.kernel.commands import complete_path
 
 _INTERRUPTED = 130
 
@@ -22,7 +25,13 @@ _COMMANDS = {
     "rules": ("nfqproxy.cli.rules", "rules", "Print or apply the bootstrap rules."),
     "cleanup": ("nfqproxy.cli.rules", "cleanup", "Remove all that nfqproxy made on this node."),
     "doctor": ("nfqproxy.cli.doctor", "doctor", "Probe what the host can do and say what to mend."),
+    "explain": ("nfqproxy.cli.explain", "explain", "Say what happens to a packet, and why."),
     "status": ("nfqproxy.cli.status", "status", "Show the running proxy."),
+    "reconcile": (
+        "nfqproxy.cli.reconcile",
+        "reconcile",
+        "Delete stale connection tracking entries.",
+    ),
 }
 
 
@@ -37,6 +46,17 @@ class _Group(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # click looks for near names among commands that are loaded; here none is.
+        name = args[0]
+        if name in _COMMANDS or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(_COMMANDS)}."
+        raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -57,6 +77,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="nfqproxy: %(message)s")
     # It logs every inotify event at INFO.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    os.environ["PATH"] = complete_path(os.environ.get("PATH"))
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -6,11 +6,15 @@ from typing import Any, TypeVar
 
 import click
 
+from nfqproxy.api import admin
 from nfqproxy.app import rule_settings
-from nfqproxy.kernel import host_check, node_rules
+from nfqproxy.errors import HostError, NfqproxyError
+from nfqproxy.kernel import commands, host_check, node_rules
+from nfqproxy.kernel.processes import uninterrupted
 from nfqproxy.kernel.rule_settings import RuleSettings
 from nfqproxy.kernel.rule_text import render as render_rules
 from nfqproxy.sources import config as configuration
+from nfqproxy.supervisor.affinity_store import remove_stored, store_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,7 +71,8 @@ def apply(output: str, **flags: Any) -> None:
     """
     settings = _settings(**flags)
     host_check.check_host(settings)
-    backend = node_rules.apply(settings)
+    with uninterrupted():
+        backend = node_rules.apply(settings)
     if output == "json":
         click.echo(json.dumps({"applied": True, "iptables": str(backend)}))
     else:
@@ -79,11 +84,13 @@ def apply(output: str, **flags: Any) -> None:
 def cleanup(output: str) -> None:
     """Remove all that any version of nfqproxy made on this node, and nothing else.
 
-    Established connections go on: their conntrack entries stay. Running it twice is fine.
+    Established connections go on: their conntrack entries stay. Running it twice is fine. Stop the
+    proxy first: one that goes on running without its rules serves nobody.
 
     Example: nfqproxy cleanup
     """
-    removed = node_rules.cleanup()
+    with uninterrupted():
+        removed = node_rules.cleanup() + remove_stored(store_path())
     if output == "json":
         click.echo(json.dumps({"removed": removed}))
     elif removed:
@@ -91,3 +98,24 @@ def cleanup(output: str) -> None:
             click.echo(f"removed {line}")
     else:
         click.echo("nothing to remove")
+    pid = _running_proxy()
+    if pid is not None:
+        click.echo(
+            f"nfqproxy: process {pid} still runs here, now without rules: stop it, or start it again",
+            err=True,
+        )
+    missing = [tool for tool in ("iptables", "ipset", "nft") if commands.find(tool) is None]
+    if missing:
+        packages = " ".join(commands.PACKAGES[tool] for tool in missing)
+        raise HostError(
+            f"without {', '.join(missing)} it is unknown whether more is left;"
+            f" apt-get install {packages} and run cleanup again"
+        )
+
+
+def _running_proxy() -> int | None:
+    """Process id of the proxy of this network namespace, None when none answers."""
+    try:
+        return int(admin.ask("status")["pid"])
+    except NfqproxyError:
+        return None

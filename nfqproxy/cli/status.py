@@ -33,6 +33,13 @@ def _show(document: dict[str, Any]) -> None:
     )
     if document["source_error"]:
         console.print(f"[red]the last good manifests serve:[/red] {document['source_error']}")
+    for port in document.get("health_check_ports", ()):
+        if port["error"]:
+            console.print(
+                f"[red]health-check node port {port['port']} on {port['address']} of"
+                f" {port['namespace']}/{port['service']}:[/red] {port['error']}",
+                soft_wrap=True,
+            )
     for worker in document["workers"]:
         packets = worker["packets"]
         cost = f", {worker['cpu_s'] / packets * 1e6:.0f} us of CPU each" if packets else ""

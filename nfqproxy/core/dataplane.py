@@ -20,12 +20,15 @@ from random import Random
 from struct import Struct
 from struct import error as struct_error
 from sys import byteorder
+from typing import NamedTuple
+from weakref import WeakSet
 
 from nfqproxy import balancers
 from nfqproxy.core import template
-from nfqproxy.core.sources import SourceClassifier
+from nfqproxy.core.affinity import Affinity, AffinityRecord, Identity, ServiceKey
+from nfqproxy.core.sources import AllowedSources, SourceClassifier
 from nfqproxy.errors import CodecError
-from nfqproxy.model import ClientClass, FrontendKey, FrontendPlan, Protocol, Verdict
+from nfqproxy.model import CandidateSet, ClientClass, FrontendKey, FrontendPlan, Protocol, Verdict
 from nfqproxy.wire import packet
 
 QueuedPacket = tuple[int, int, bytes]
@@ -50,7 +53,7 @@ def _pick_nothing() -> int:
 class Target:
     """One backend of one frontend, with the message templates of connections to it."""
 
-    __slots__ = ("address", "keep", "masquerade", "picks", "port")
+    __slots__ = ("__weakref__", "address", "keep", "masquerade", "picks", "port")
 
     def __init__(self, address: bytes, port: int) -> None:
         self.address = address
@@ -60,20 +63,33 @@ class Target:
         self.picks = 0
 
 
-Action = tuple[Callable[[], int], list[tuple[Target, bool]]]
-"""pick and, in its order, the targets each with "masquerade the client"."""
+class Sticky(NamedTuple):
+    """What affinity needs of one candidate set."""
+
+    affinity: Affinity
+    row: dict[Identity, int]
+    """Index of every backend that may be drawn."""
+    identities: list[Identity]
+
+
+Action = tuple[Callable[[], int], list[tuple[Target, bool]], Sticky | None]
+"""pick; in its order, the targets each with "masquerade the client"; affinity, if any."""
 
 
 class Frontend:
     """A compiled plan."""
 
-    __slots__ = ("actions", "address", "plan", "port", "targets")
+    __slots__ = ("actions", "address", "allowed", "plan", "port", "targets")
 
     def __init__(self, plan: FrontendPlan) -> None:
         self.plan = plan
         self.address = ip_address(plan.key.address).packed
         self.port = plan.key.port
         self.targets: dict[tuple[bytes, int], Target] = {}
+        # Packed source -> may it connect; None: everybody may.
+        self.allowed = (
+            None if plan.allowed_sources is None else AllowedSources(plan.allowed_sources)
+        )
         # By ClientClass: an action, or None to drop.
         self.actions: list[Action | None] = [None, None, None]
 
@@ -82,7 +98,8 @@ class Dataplane:
     """Holds the compiled snapshot and the counters of the packet path.
 
     ``masquerade_source`` maps a packed backend address to the packed address that backend shall see of
-    masqueraded clients, None when the node has no route to it.
+    masqueraded clients: None when the node has no route to it, empty when the backend is on the node
+    itself, where nobody is masqueraded.
     """
 
     def __init__(
@@ -96,7 +113,9 @@ class Dataplane:
         self._classes = classifier
         self._masquerade_source = masquerade_source
         self._tables: dict[int, dict[bytes, Frontend]] = {protocol: {} for protocol in Protocol}
-        self._masqueraded: list[Target] = []
+        self._affinities: dict[ServiceKey, Affinity] = {}
+        # Weak: a backend that leaves takes its templates along.
+        self._masqueraded: WeakSet[Target] = WeakSet()
         self.unknown = 0
         """Packets whose frontend has no plan (any more)."""
         self.unparsed = 0
@@ -104,7 +123,7 @@ class Dataplane:
         self.failed_picks = 0
         """Packets for which the balancer raised."""
         self.no_route = 0
-        """Connections that should have been masqueraded but have no route to the backend."""
+        """Connections to be masqueraded without a route to the backend: left to what stands behind."""
 
     def __len__(self) -> int:
         return sum(len(table) for table in self._tables.values())
@@ -149,6 +168,52 @@ class Dataplane:
         frontend = table.get(key) if table is not None else None
         return frontend is not None and (address, port) in frontend.targets
 
+    @property
+    def has_affinity(self) -> bool:
+        """True when some frontend has ClientIP affinity, so that ``assemble`` needs the time."""
+        return bool(self._affinities)
+
+    def take_affinity(self) -> list[AffinityRecord]:
+        """Affinity records made or refreshed since the last call, for the other workers."""
+        return [
+            record
+            for affinity in self._affinities.values()
+            if affinity.has_fresh
+            for record in affinity.take_fresh()
+        ]
+
+    def put_affinity(self, records: Iterable[AffinityRecord]) -> None:
+        """Take records that others made; those of service ports without affinity are ignored."""
+        for record in records:
+            affinity = self._affinities.get(record.service)
+            if affinity is not None:
+                affinity.put(record.client, (record.address, record.port), record.last_s)
+
+    def expire_affinity(self, now_s: float) -> None:
+        """Forget affinity records that count no longer."""
+        for affinity in self._affinities.values():
+            affinity.expire(now_s)
+
+    def _sticky(self, plan: FrontendPlan, candidates: CandidateSet) -> Sticky | None:
+        if not plan.affinity_timeout_s:
+            return None
+        key = (plan.namespace, plan.service, plan.port_name, int(plan.key.protocol))
+        affinity = self._affinities.get(key)
+        if affinity is None:
+            affinity = self._affinities[key] = Affinity(key, plan.affinity_timeout_s)
+        affinity.timeout_s = plan.affinity_timeout_s
+        identities = [
+            (ip_address(backend.address).packed, backend.port) for backend in candidates.backends
+        ]
+        row = {
+            identity: index
+            for index, (identity, backend) in enumerate(
+                zip(identities, candidates.backends, strict=True)
+            )
+            if backend.weight > 0
+        }
+        return Sticky(affinity, row, identities)
+
     def picks(self) -> dict[tuple[FrontendKey, bytes, int], int]:
         """Picks so far per frontend and backend, zero ones left out."""
         return {
@@ -164,6 +229,7 @@ class Dataplane:
         # Backends of both candidate sets share their targets.
         target_lists: list[list[tuple[Target, bool]]] = []
         pickers: list[Callable[[], int]] = []
+        stickies = [self._sticky(plan, candidates) for candidates in plan.candidate_sets]
         for candidates in plan.candidate_sets:
             row = []
             for backend in candidates.backends:
@@ -181,7 +247,7 @@ class Dataplane:
                 continue
             if action.verdict is not Verdict.BACKEND:
                 # Refused or left alone: the packet passes, and the kernel's own rules decide.
-                frontend.actions[client_class] = (_pick_nothing, [])
+                frontend.actions[client_class] = (_pick_nothing, [], None)
                 continue
             outside_counts = client_class is ClientClass.POD
             frontend.actions[client_class] = (
@@ -190,31 +256,38 @@ class Dataplane:
                     (target, action.masquerade or (outside_counts and is_outside))
                     for target, is_outside in target_lists[action.candidates]
                 ],
+                stickies[action.candidates],
             )
 
     def _template(
         self, frontend: Frontend, target: Target, *, masquerade: bool
-    ) -> template.Template:
-        """Make the template that a target still lacks."""
+    ) -> template.Template | None:
+        """Make the template that a target still lacks; None without a route to it.
+
+        An entry without the source it needs would outlive the lack of a route, and the connection
+        would stay broken. Nothing is remembered: the next packet asks again.
+        """
         source = self._masquerade_source(target.address) if masquerade else None
+        if masquerade and source is None:
+            self.no_route += 1
+            return None
         made = template.build(
             protocol=frontend.plan.key.protocol,
             frontend=(frontend.address, frontend.port),
             backend=(target.address, target.port),
-            masquerade_source=source,
+            masquerade_source=source or None,
         )
-        if not masquerade:
-            target.keep = made
-        elif source is not None:
+        if masquerade:
             target.masquerade = made
-            self._masqueraded.append(target)
+            self._masqueraded.add(target)
         else:
-            # Without a route the packet will not leave anyway; nothing is remembered.
-            self.no_route += 1
+            target.keep = made
         return made
 
-    def assemble(self, packets: Sequence[QueuedPacket]) -> tuple[list[bytes], list[int]]:
-        """Decide a batch of at most BATCH_LIMIT packets.
+    def assemble(
+        self, packets: Sequence[QueuedPacket], now_s: float = 0.0
+    ) -> tuple[list[bytes], list[int]]:
+        """Decide a batch of at most BATCH_LIMIT packets; ``now_s`` is the time affinity counts by.
 
         Returns the CT_NEW messages in packet order, the n-th with sequence number n + 1, and the ids of
         packets to drop; every other packet is to be accepted once the messages have been handled.
@@ -250,12 +323,16 @@ class Dataplane:
                 self.unparsed += 1
                 continue
             action = frontend.actions[classes[src]]
-            if action is None:
+            if action is None or (frontend.allowed is not None and not frontend.allowed[src]):
                 dropped.append(packet_id)
                 continue
-            pick, targets = action
+            pick, targets, sticky = action
             try:
-                index = pick()
+                if sticky is None:
+                    index = pick()
+                else:
+                    affinity, row, identities = sticky
+                    index = affinity.choose(src, now_s, row, pick, identities)
                 if index < 0:
                     continue
                 target, masquerade = targets[index]
@@ -266,6 +343,8 @@ class Dataplane:
                 made = target.masquerade or self._template(frontend, target, masquerade=True)
             else:
                 made = target.keep or self._template(frontend, target, masquerade=False)
+            if made is None:
+                continue
             pack, a, b, c, d, e, f = made
             append(pack(a, _SEQUENCE[count], b, src, c, sport, d, src, e, sport, f))
             count += 1

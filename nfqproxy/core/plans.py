@@ -7,11 +7,13 @@ set it draws from and whether its source is masqueraded, or that it is dropped o
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
-from nfqproxy.control.topology import candidate_sets
+from nfqproxy.control.node import NodeSettings
+from nfqproxy.control.topology import CandidateEndpoints, candidate_sets
 from nfqproxy.model import (
     Action,
     Backend,
     CandidateSet,
+    ClientClass,
     Endpoint,
     Family,
     FrontendKey,
@@ -26,8 +28,29 @@ from nfqproxy.model import (
 _REJECT = Action(verdict=Verdict.REJECT)
 _DROP = Action(verdict=Verdict.DROP)
 _CLUSTER_SET, _LOCAL_SET = 0, 1
+_Actions = tuple[Action, Action, Action]
 _LOOPBACK = "127.0.0.1"
-_LOOPBACK_ACTION = Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=True)
+
+
+def plans_for_node(
+    ports: Iterable[ServicePort], node: NodeContext, settings: NodeSettings
+) -> dict[FrontendKey, FrontendPlan]:
+    """All plans that the proxy of this node acts on; what ``run`` and ``explain`` both call.
+
+    Beside kube-proxy only steered Services have plans, and of these only frontends that are served:
+    refusals stay with kube-proxy.
+    """
+    plans = Planner(node).plans(steered_ports(ports, settings))
+    if not settings.is_overlay:
+        return plans
+    return {key: plan for key, plan in plans.items() if is_served(plan)}
+
+
+def steered_ports(ports: Iterable[ServicePort], settings: NodeSettings) -> tuple[ServicePort, ...]:
+    """The service ports that are this proxy's business: beside kube-proxy only the steered ones."""
+    return tuple(
+        port for port in ports if port.steered or settings.steer_all or not settings.is_overlay
+    )
 
 
 class Planner:
@@ -35,8 +58,15 @@ class Planner:
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
-        self._networks = tuple(ip_network(cidr) for cidr in node.cluster_cidrs)
+        self._networks = tuple(map(ip_network, node.pod_networks or node.cluster_cidrs))
         self._in_pod_network: dict[str, bool] = {}
+        # kube-proxy has one detector for each family: pod CIDRs of one say nothing of the other.
+        by_interface = bool(node.bridge_interface or node.interface_name_prefix)
+        self._has_detector = {
+            family: by_interface
+            or any((":" in cidr) == (family is Family.IPV6) for cidr in node.cluster_cidrs)
+            for family in Family
+        }
 
     def plans(self, ports: Iterable[ServicePort]) -> dict[FrontendKey, FrontendPlan]:
         """All plans of ``ports``. Two Services that claim one key: the first by name wins."""
@@ -78,18 +108,12 @@ class Planner:
         sets = (self._candidates(found.cluster), self._candidates(found.local))
         if kind is FrontendKind.CLUSTER_IP:
             policy = port.internal_policy
-            actions = self._internal_actions(
-                port, has_any=found.has_any, has_local=bool(found.local)
-            )
+            actions = self._internal_actions(port, _Pickable(found))
         else:
             policy = port.external_policy
-            actions = self._external_actions(
-                port, has_any=found.has_any, has_local=bool(found.local)
-            )
-        for address in addresses:
-            if kind is FrontendKind.NODE_PORT and address == _LOOPBACK and found.has_any:
-                # SEMANTICS 2.7: the source is loopback, hence this node, and cannot leave it.
-                actions = (_LOOPBACK_ACTION, _LOOPBACK_ACTION, _LOOPBACK_ACTION)
+            actions = _external_actions(port, _Pickable(found))
+        for address in dict.fromkeys(addresses):
+            is_loopback = kind is FrontendKind.NODE_PORT and address == _LOOPBACK
             yield FrontendPlan(
                 key=FrontendKey(port.name.protocol, address, number),
                 kind=kind,
@@ -101,7 +125,7 @@ class Planner:
                 affinity_timeout_s=port.affinity_timeout_s,
                 allowed_sources=self._allowed_sources(port, kind),
                 candidate_sets=sets,
-                actions=actions,
+                actions=_only_node(actions) if is_loopback else actions,
             )
 
     def _allowed_sources(self, port: ServicePort, kind: FrontendKind) -> tuple[str, ...] | None:
@@ -120,42 +144,18 @@ class Planner:
             return (*ranges, *hosts)
         return ranges
 
-    def _internal_actions(
-        self, port: ServicePort, *, has_any: bool, has_local: bool
-    ) -> tuple[Action, Action, Action]:
+    def _internal_actions(self, port: ServicePort, found: "_Pickable") -> _Actions:
         """SEMANTICS 2.6."""
-        if not has_any:
+        if not found.has_any:
             return _REJECT, _REJECT, _REJECT
-        chosen = _CLUSTER_SET
-        if port.internal_policy is TrafficPolicy.LOCAL:
-            if not has_local:
-                return _DROP, _DROP, _DROP
-            chosen = _LOCAL_SET
+        is_local = port.internal_policy is TrafficPolicy.LOCAL
         always = self._node.masquerade_all
-        outside = always or self._node.has_detector
-        return (
-            Action(verdict=Verdict.BACKEND, candidates=chosen, masquerade=always),
-            Action(verdict=Verdict.BACKEND, candidates=chosen, masquerade=outside),
-            Action(verdict=Verdict.BACKEND, candidates=chosen, masquerade=outside),
-        )
+        outside = always or self._has_detector[port.name.family]
 
-    def _external_actions(
-        self, port: ServicePort, *, has_any: bool, has_local: bool
-    ) -> tuple[Action, Action, Action]:
-        """SEMANTICS 2.7."""
-        if not has_any:
-            return _REJECT, _REJECT, _REJECT
-        always = self._node.masquerade_all
-        if port.external_policy is TrafficPolicy.CLUSTER:
-            action = Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=True)
-            return action, action, action
-        return (
-            Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=always),
-            Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=True),
-            Action(verdict=Verdict.BACKEND, candidates=_LOCAL_SET, masquerade=always)
-            if has_local
-            else _DROP,
-        )
+        def action(masquerade: bool) -> Action:
+            return found.local(masquerade) if is_local else found.cluster(masquerade)
+
+        return action(always), action(outside), action(outside)
 
     def _candidates(self, endpoints: Iterable[Endpoint]) -> CandidateSet:
         return CandidateSet(
@@ -176,12 +176,52 @@ class Planner:
         if known is None:
             # Without pod CIDRs nothing tells a pod from another address: treat all alike.
             packed = ip_address(address)
-            known = not (self._networks and self._node.masquerade_non_pod_backends) or any(
-                packed.version == network.version and packed in network
-                for network in self._networks
+            own = [network for network in self._networks if network.version == packed.version]
+            known = not (own and self._node.masquerade_non_pod_backends) or any(
+                packed in network for network in own
             )
             self._in_pod_network[address] = known
         return known
+
+
+class _Pickable:
+    """What a connection may come to, by the candidate sets of a service port.
+
+    A set in which every weight is 0 is drained: nothing can be picked from it, so it counts as empty.
+    """
+
+    def __init__(self, found: CandidateEndpoints) -> None:
+        self._has_cluster = any(endpoint.weight > 0 for endpoint in found.cluster)
+        self._has_local = any(endpoint.weight > 0 for endpoint in found.local)
+        self.has_any = self._has_cluster or self._has_local
+
+    def cluster(self, masquerade: bool) -> Action:
+        """Draw from C."""
+        if not self._has_cluster:
+            return _REJECT
+        return Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=masquerade)
+
+    def local(self, masquerade: bool) -> Action:
+        """Draw from L; silence when all endpoints are elsewhere, since another node may have some."""
+        if not self._has_local:
+            return _DROP
+        return Action(verdict=Verdict.BACKEND, candidates=_LOCAL_SET, masquerade=masquerade)
+
+
+def _external_actions(port: ServicePort, found: _Pickable) -> _Actions:
+    """SEMANTICS 2.7: clients inside the cluster ignore policy Local; masqueradeAll plays no part."""
+    if not found.has_any:
+        return _REJECT, _REJECT, _REJECT
+    if port.external_policy is TrafficPolicy.CLUSTER:
+        action = found.cluster(masquerade=True)
+        return action, action, action
+    return found.cluster(masquerade=False), found.cluster(masquerade=True), found.local(False)
+
+
+def _only_node(actions: _Actions) -> _Actions:
+    """SEMANTICS 2.7: only this node itself can mean its own loopback address."""
+    own = actions[ClientClass.NODE]
+    return (_DROP, own, _DROP) if own.verdict is Verdict.BACKEND else actions
 
 
 def is_served(plan: FrontendPlan) -> bool:

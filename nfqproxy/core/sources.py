@@ -1,12 +1,46 @@
-"""Class of a packet's source address: pod, this node, elsewhere (SEMANTICS 2.4, detector ClusterCIDR)."""
+"""Class of a packet's source: pod, this node, elsewhere (SEMANTICS 2.4).
 
-from collections.abc import Iterable
+Two detectors look at the source address (ClusterCIDR, NodeCIDR), two at the interface a packet came in
+by (BridgeInterface, InterfaceNamePrefix). :class:`SourceClasses` knows all four; what it hands out for
+an interface is a mapping, so that the packet path pays one look-up whatever the detector.
+"""
+
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 
-from nfqproxy.model import ClientClass
+from nfqproxy.model import ClientClass, NodeContext
 
 _LOOPBACK_V4 = 127
 _MAX_REMEMBERED = 65536
+
+
+def _prefixes(cidrs: Iterable[str]) -> list[tuple[int, int, int]]:
+    """(address length in bytes, network bits, host bits to shift away) of each network."""
+    found = []
+    for cidr in cidrs:
+        network = ip_network(cidr)
+        host_bits = network.max_prefixlen - network.prefixlen
+        packed = network.network_address.packed
+        found.append((len(packed), int.from_bytes(packed) >> host_bits, host_bits))
+    return found
+
+
+class AllowedSources(dict[bytes, bool]):
+    """Packed address -> may it connect; computed at the first look, bounded like SourceClassifier."""
+
+    def __init__(self, cidrs: Iterable[str]) -> None:
+        super().__init__()
+        self._prefixes = _prefixes(cidrs)
+
+    def __missing__(self, address: bytes) -> bool:
+        if len(self) >= _MAX_REMEMBERED:
+            self.clear()
+        value, length = int.from_bytes(address), len(address)
+        self[address] = found = any(
+            size == length and value >> host_bits == network
+            for size, network, host_bits in self._prefixes
+        )
+        return found
 
 
 class SourceClassifier(dict[bytes, ClientClass]):
@@ -18,15 +52,7 @@ class SourceClassifier(dict[bytes, ClientClass]):
 
     def __init__(self, cluster_cidrs: Iterable[str], node_addresses: Iterable[bytes]) -> None:
         super().__init__()
-        networks = [ip_network(cidr) for cidr in cluster_cidrs]
-        self._prefixes = [
-            (
-                network.network_address.packed,
-                int.from_bytes(network.network_address.packed),
-                network.max_prefixlen - network.prefixlen,
-            )
-            for network in networks
-        ]
+        self._prefixes = _prefixes(cluster_cidrs)
         self._local = frozenset(node_addresses)
 
     def __missing__(self, address: bytes) -> ClientClass:
@@ -36,10 +62,43 @@ class SourceClassifier(dict[bytes, ClientClass]):
         return found
 
     def _classify(self, address: bytes) -> ClientClass:
-        value = int.from_bytes(address)
-        for packed, network, host_bits in self._prefixes:
-            if len(packed) == len(address) and value >> host_bits == network >> host_bits:
+        value, length = int.from_bytes(address), len(address)
+        for size, network, host_bits in self._prefixes:
+            if size == length and value >> host_bits == network:
                 return ClientClass.POD
         if address in self._local or (len(address) == 4 and address[0] == _LOOPBACK_V4):
             return ClientClass.NODE
         return ClientClass.EXTERNAL
+
+
+class _AllPods(dict[bytes, ClientClass]):
+    def __missing__(self, address: bytes) -> ClientClass:
+        return ClientClass.POD
+
+
+class SourceClasses:
+    """The classes of sources on one node, by the interface a packet came in by.
+
+    ``node_addresses``: the packed addresses of this node.
+    """
+
+    def __init__(self, node: NodeContext, node_addresses: Iterable[bytes]) -> None:
+        self._bridge = node.bridge_interface
+        self._prefix = node.interface_name_prefix
+        self._by_address = SourceClassifier(node.cluster_cidrs, node_addresses)
+        self._pods = _AllPods()
+
+    def is_pod_interface(self, interface: str) -> bool:
+        """Whether the detector counts all that arrives by this interface as pods."""
+        if self._bridge:
+            return interface == self._bridge
+        return bool(self._prefix) and interface.startswith(self._prefix)
+
+    def arriving_by(self, interface: str | None) -> Mapping[bytes, ClientClass]:
+        """Packed source address -> class; ``interface`` None: sent by a process of this node.
+
+        As with iptables' ``-i``, what a process sends arrives by no interface.
+        """
+        if interface is not None and self.is_pod_interface(interface):
+            return self._pods
+        return self._by_address

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from nfqproxy.errors import HostError, KernelError
 
-__all__ = ["PACKAGES", "CommandError", "find", "run"]
+__all__ = ["PACKAGES", "CommandError", "complete_path", "find", "run"]
 
 PACKAGES = {
     "conntrack": "conntrack",
@@ -24,6 +24,7 @@ PACKAGES = {
 """Debian package of each tool, by the first word of its name."""
 
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BIN = ("/usr/local/bin", "/usr/bin", "/bin")
 _TIMEOUT_S = 60.0
 """A tool that waits longer (for the lock of iptables, say) is stopped and reported."""
 
@@ -60,14 +61,23 @@ class CommandError(KernelError):
         super().__init__(operation, code, hint)
 
 
-def _path() -> str:
-    # A daemon's or cron's PATH often lacks the sbin directories where these tools live.
-    return os.environ.get("PATH") or _SEARCH_PATH
+def complete_path(path: str | None) -> str:
+    """``path`` with the sbin beside each bin in it, at its end; the ordinary one when it is empty.
+
+    The tools live in the sbin directories, which su, cron and service managers often leave out. A
+    directory that is not called bin brings nothing along, so a PATH can still be made that hides a tool.
+    """
+    if not path:
+        return _SEARCH_PATH
+    parts = path.split(os.pathsep)
+    prefixes = [part.removesuffix("/bin") for part in parts if part in _BIN]
+    sbin = [f"{prefix}/sbin" for prefix in prefixes]
+    return os.pathsep.join(dict.fromkeys([*parts, *sbin]))
 
 
 def find(name: str) -> str | None:
     """Return the path of a tool, None when it is not installed."""
-    return shutil.which(name, path=_path())
+    return shutil.which(name, path=os.environ.get("PATH") or _SEARCH_PATH)
 
 
 def run(argv: Sequence[str], stdin: str = "") -> str:
@@ -90,7 +100,13 @@ def run(argv: Sequence[str], stdin: str = "") -> str:
             timeout=_TIMEOUT_S,
             env={**os.environ, "LC_ALL": "C"},
             check=False,
+            # Ctrl-C in a terminal goes to its whole process group: a change is finished, not torn.
+            process_group=0,
         )
+    except OSError as error:
+        raise CommandError(
+            " ".join(argv), error.errno or errno.EIO, "", "the tool could not be started"
+        ) from None
     except subprocess.TimeoutExpired:
         hint = f"no answer within {_TIMEOUT_S:.0f} s; look for another program holding its lock"
         raise CommandError(" ".join(argv), errno.ETIMEDOUT, "", hint) from None

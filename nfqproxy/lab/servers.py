@@ -114,9 +114,12 @@ def start_web(
     for port in ports:
         _require_free(pod, port)
     home = directory / f"nginx-{name}"
-    home.mkdir(mode=0o755)
+    home.mkdir()
     with (home / "bulk").open("wb") as bulk:
         bulk.truncate(BULK_BYTES)
+    # nginx serves it as the user nobody, whatever root's umask is.
+    home.chmod(0o755)
+    (home / "bulk").chmod(0o644)
     # A long accept queue: the load opens connections faster than one worker may accept them.
     listens = "\n".join(
         f"        listen {port} backlog=4096;\n        listen [::]:{port} ipv6only=on backlog=4096;"

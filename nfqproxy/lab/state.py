@@ -60,8 +60,11 @@ def claim(state: LabState) -> None:
     if not (plain.isascii() and plain.isalnum() and len(state.name) <= 40):
         raise InputError(f'--name "{state.name}": use up to 40 letters, digits and hyphens')
     try:
-        FOLDER.mkdir(mode=0o755, exist_ok=True)
-        state.folder.mkdir(mode=0o755)
+        FOLDER.mkdir(exist_ok=True)
+        state.folder.mkdir()
+        # Servers in it run as the user nobody, whatever root's umask is.
+        FOLDER.chmod(0o755)
+        state.folder.chmod(0o755)
     except FileExistsError:
         raise NfqproxyError(
             f"a lab named {state.name} stands already: send traffic with"

@@ -136,11 +136,14 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     """Detector BridgeInterface: what arrives by this interface counts as a pod."""
     interface_name_prefix: str = ""
     """Detector InterfaceNamePrefix: what arrives by an interface of such a name counts as a pod."""
+    pod_networks: tuple[str, ...] = ()
+    """Networks of all pods of the cluster, whatever tells pods from other clients; empty: not known.
+    A backend outside them is no pod."""
     service_cidrs: tuple[str, ...] = ()
     """Networks that Services get their addresses from."""
     masquerade_all: bool = False
     masquerade_non_pod_backends: bool = True
-    """A pod's connection to a backend outside ``cluster_cidrs`` is masqueraded, because no rule of the
+    """A pod's connection to a backend outside ``pod_networks`` is masqueraded, because no rule of the
     CNI's will see it (KERNEL 2.4)."""
     localhost_node_ports: bool = False
     """Serve IPv4 node ports on 127.0.0.1 too, for processes of this node."""

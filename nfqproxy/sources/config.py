@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nfqproxy.control.address import canonical_cidr, canonical_ip
+from nfqproxy.control.node import Detector, NodeSettings, NonPodBackends
 from nfqproxy.errors import InputError, ManifestError
 from nfqproxy.sources import paths as on_disk
 from nfqproxy.sources.document import DocumentError, parse_yaml
@@ -23,8 +24,21 @@ MODES = ("replace", "overlay")
 READERS = ("netlink", "netfilterqueue")
 IPTABLES = ("auto", "nft", "legacy")
 PRIMARY = ("primary",)
+DETECTORS = tuple(str(detector) for detector in Detector)
+NON_POD_BACKENDS = tuple(str(choice) for choice in NonPodBackends)
 _MAX_WORKERS = 64
 _MAX_QUEUE = 65535
+_MAX_INTERFACE_NAME = 15
+"""IFNAMSIZ of linux/if.h, without the final zero."""
+
+
+class DetectLocal(Shape, frozen=True, kw_only=True):
+    """What the two detectors that look at interfaces go by."""
+
+    bridge_interface: str = ""
+    """detectLocalMode BridgeInterface: name of the pods' bridge."""
+    interface_name_prefix: str = ""
+    """detectLocalMode InterfaceNamePrefix: how the names of the pods' interfaces begin."""
 
 
 class ProxyConfig(Shape, frozen=True, kw_only=True):
@@ -42,10 +56,21 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     """Addresses of this node beside those of its Node object; the first of a family is its primary
     one where there is no Node object."""
     node_port_addresses: tuple[str, ...] = PRIMARY
-    """"primary" or addresses of this node on which node ports are served."""
+    """"primary", or networks (single addresses too): node ports are served on this node's addresses
+    inside them; a family for which none is given has them on all its addresses."""
+    localhost_node_ports: bool = False
+    """Serve IPv4 node ports on 127.0.0.1 too, for processes of this node."""
     cluster_cidr: str = ""
-    """Pod networks, comma separated; empty: nothing tells pods from other clients."""
+    """Pod networks, comma separated."""
+    detect_local_mode: str = "ClusterCIDR"
+    """What tells local pods from other clients: ClusterCIDR (by clusterCIDR; empty: nothing does),
+    NodeCIDR (by the Node object's podCIDRs), BridgeInterface or InterfaceNamePrefix (by detectLocal)."""
+    detect_local: DetectLocal | None = None
     masquerade_all: bool = False
+    """Masquerade every connection to a ClusterIP, those of pods too."""
+    masquerade_non_pod_backends: str = "auto"
+    """A pod's connection to a backend that is no pod: auto masquerades where clusterCIDR says what a pod
+    is, always lets the pod CIDRs of Node objects say it too, never keeps the pod's address."""
     steer_all: bool = False
     """Overlay mode: steer every Service, not only those labelled nfqproxy.io/steer: "true"."""
     workers: int = 1
@@ -64,6 +89,29 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     def cluster_cidrs(self) -> tuple[str, ...]:
         """The pod networks, one by one."""
         return tuple(cidr.strip() for cidr in self.cluster_cidr.split(",") if cidr.strip())
+
+    @property
+    def node_port_networks(self) -> tuple[str, ...] | None:
+        """The networks with node ports; None: the node's primary addresses."""
+        return None if self.node_port_addresses == PRIMARY else self.node_port_addresses
+
+    def node_settings(self, node_name: str) -> NodeSettings:
+        """What decisions on the node of this name depend on; the configuration must be checked."""
+        local = self.detect_local or DetectLocal()
+        return NodeSettings(
+            node_name=node_name,
+            addresses=self.node_addresses,
+            detector=Detector(self.detect_local_mode),
+            cluster_cidrs=self.cluster_cidrs,
+            bridge_interface=local.bridge_interface,
+            interface_name_prefix=local.interface_name_prefix,
+            node_port_networks=self.node_port_networks,
+            localhost_node_ports=self.localhost_node_ports,
+            masquerade_all=self.masquerade_all,
+            non_pod_backends=NonPodBackends(self.masquerade_non_pod_backends),
+            is_overlay=self.mode == "overlay",
+            steer_all=self.steer_all,
+        )
 
 
 def load(path: Path) -> ProxyConfig:
@@ -96,6 +144,11 @@ def check(config: ProxyConfig) -> ProxyConfig:
     one_of("mode", config.mode, MODES)
     one_of("reader", config.reader, READERS)
     one_of("iptables", config.iptables, IPTABLES)
+    mode = one_of("detectLocalMode", config.detect_local_mode, DETECTORS)
+    non_pod = one_of(
+        "masqueradeNonPodBackends", config.masquerade_non_pod_backends, NON_POD_BACKENDS
+    )
+    _check_detect_local(Detector(mode), config.detect_local or DetectLocal())
     _within("workers", config.workers, 1, _MAX_WORKERS)
     _within("firstQueue", config.first_queue, 0, _MAX_QUEUE + 1 - config.workers)
     _within("queueLength", config.queue_length, 1, 1 << 20)
@@ -110,11 +163,50 @@ def check(config: ProxyConfig) -> ProxyConfig:
     return msgspec.structs.replace(
         config,
         cluster_cidr=",".join(cidrs),
+        detect_local_mode=mode,
+        masquerade_non_pod_backends=non_pod,
         node_addresses=_ips("nodeAddresses", config.node_addresses),
-        node_port_addresses=config.node_port_addresses
-        if config.node_port_addresses == PRIMARY
-        else _ips("nodePortAddresses", config.node_port_addresses),
+        node_port_addresses=_node_port_addresses(config.node_port_addresses),
     )
+
+
+def _check_detect_local(mode: Detector, local: DetectLocal) -> None:
+    for needs, field, value, example in (
+        (Detector.BRIDGE_INTERFACE, "bridgeInterface", local.bridge_interface, "cni0"),
+        (
+            Detector.INTERFACE_NAME_PREFIX,
+            "interfaceNamePrefix",
+            local.interface_name_prefix,
+            "veth",
+        ),
+    ):
+        if mode is needs and not value:
+            raise FieldError(
+                f"detectLocal.{field}",
+                f"is missing; detectLocalMode {mode} needs it, give a name such as {example}",
+            )
+        if len(value) > _MAX_INTERFACE_NAME:
+            raise FieldError(
+                f"detectLocal.{field}",
+                f'"{value}" is longer than the {_MAX_INTERFACE_NAME} characters of an interface name',
+            )
+
+
+def _node_port_addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """ "primary" alone, or networks; an address is the network of itself. Empty means primary."""
+    if not texts or texts == PRIMARY:
+        return PRIMARY
+    networks = []
+    for index, text in enumerate(texts):
+        bits = "" if "/" in text else "/128" if ":" in text else "/32"
+        try:
+            networks.append(canonical_cidr(text + bits))
+        except ValueError:
+            advice = (
+                "stands alone" if text in PRIMARY else "is no network; write it like 10.0.0.0/8"
+            )
+            raise FieldError(f"nodePortAddresses[{index}]", f'"{text}" {advice}') from None
+    return tuple(dict.fromkeys(networks))
 
 
 # Field -> the flag that sets it, where the name differs by more than dashes.

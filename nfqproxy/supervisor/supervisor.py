@@ -6,11 +6,13 @@ sends packets to the queue; a removed one leaves that set first. Changes that al
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from nfqproxy.api import channel
 from nfqproxy.model import FrontendKey, FrontendPlan
+from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -21,6 +23,10 @@ _APPLY_TIMEOUT_S = 10.0
 class KernelState(Protocol):
     """What the supervisor needs of the kernel's sets and fallback maps; calls may block."""
 
+    def restore(self) -> None:
+        """Put the rules back if they are gone, and let the next ``sync`` replace everything."""
+        ...
+
     def sync(self, plans: Mapping[FrontendKey, FrontendPlan]) -> object:
         """Make sets and maps follow ``plans`` by difference."""
         ...
@@ -29,12 +35,14 @@ class KernelState(Protocol):
 class Supervisor:
     """Holds the newest plans and hands them on. One ``publish`` at a time."""
 
-    def __init__(self, kernel: KernelState) -> None:
+    def __init__(self, kernel: KernelState, affinities: AffinityStore) -> None:
         self._kernel = kernel
+        self._affinities = affinities
         self._plans: dict[FrontendKey, FrontendPlan] = {}
         self._kernel_follows = False
         self._lock = asyncio.Lock()
-        self._keepers: list[asyncio.Task[None]] = []
+        self.keepers: list[asyncio.Task[None]] = []
+        """Tasks that keep the workers alive; one that ends has failed for good."""
         self.workers: list[WorkerProcess] = []
         self.revision = 0
         """Newest revision told to the workers."""
@@ -49,12 +57,29 @@ class Supervisor:
     def snapshot(self) -> channel.Plans:
         """The present plans as a whole, for a worker that starts."""
         return channel.Plans(
-            revision=self.revision, is_whole=True, upserts=tuple(self._plans.values())
+            revision=self.revision,
+            is_whole=True,
+            upserts=tuple(self._plans.values()),
+            affinities=self._affinities.records(),
         )
 
-    async def publish(self, plans: dict[FrontendKey, FrontendPlan]) -> bool:
-        """Make workers and kernel follow ``plans``; False when nothing differs."""
+    def _take_affinities(self, teller: WorkerProcess, message: channel.Affinities) -> None:
+        """Keep what one worker recorded and tell the others."""
+        self._affinities.add(message.records, time.clock_gettime(time.CLOCK_BOOTTIME))
+        for worker in self.workers:
+            if worker is not teller:
+                worker.send(message)
+
+    async def publish(self, plans: dict[FrontendKey, FrontendPlan], *, anew: bool = False) -> bool:
+        """Make workers and kernel follow ``plans``; False when nothing differs.
+
+        ``anew``: whatever the kernel holds, put everything there again. After an error the kernel may
+        hold a part of the change; the next call replaces all of it.
+        """
         async with self._lock:
+            if anew:
+                self._kernel_follows = False
+                await asyncio.to_thread(self._kernel.restore)
             old = self._plans
             upserts = tuple(plan for key, plan in plans.items() if old.get(key) != plan)
             removes = tuple(key for key in old if key not in plans)
@@ -91,7 +116,11 @@ class Supervisor:
         for worker in self.workers:
             worker.send(message)
         for worker in ready:
-            if worker.is_ready and not await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S):
+            if not worker.is_ready:
+                continue
+            is_told = await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S)
+            # One that has ended meanwhile is not slow: its successor starts with everything.
+            if not is_told and worker.is_ready:
                 log.warning("worker %s is slow to take revision %d", worker.pid, self.revision)
 
     async def start_workers(
@@ -104,13 +133,13 @@ class Supervisor:
         self._plans = plans
         self.revision = 1
         for configure in configures:
-            worker = WorkerProcess(configure, self.snapshot)
+            worker = WorkerProcess(configure, self.snapshot, self._take_affinities)
             self.workers.append(worker)
             await worker.start()
         for worker in self.workers:
             if not await worker.wait_applied(1, _APPLY_TIMEOUT_S):
                 log.warning("worker %s is slow to start", worker.pid)
-            self._keepers.append(
+            self.keepers.append(
                 asyncio.create_task(
                     worker.keep_alive(), name=f"worker-{worker.queue_number}-keeper"
                 )
@@ -118,11 +147,10 @@ class Supervisor:
 
     async def stop_workers(self) -> None:
         """Stop all workers; each leaves its queue without losing a packet."""
-        for worker in self.workers:
-            await worker.stop()
-        for keeper in self._keepers:
+        for keeper in self.keepers:
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*self.keepers, return_exceptions=True)
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
 
     def status(self, queue_statistics: Callable[[], Mapping[int, Any]]) -> dict[str, Any]:
         """State for the admin socket."""
@@ -130,6 +158,7 @@ class Supervisor:
         return {
             "revision": self.served_revision,
             "frontends": len(self._plans),
+            "affinity_records": len(self._affinities),
             "services": len({(plan.namespace, plan.service) for plan in self._plans.values()}),
             "workers": [_worker_status(worker, queues) for worker in self.workers],
         }

@@ -21,6 +21,8 @@ tests/kernel/test_wire_live.py): the first packet drives TCP's and SCTP's state 
 An SCTP entry passes CLOSED, COOKIE_WAIT, COOKIE_ECHOED, ESTABLISHED, as one the kernel made itself.
 """
 
+import struct
+
 from nfqproxy.errors import CodecError
 from nfqproxy.wire import nfnetlink, nlmsg
 from nfqproxy.wire.conntrack import *  # noqa: F403  offered here under the same names
@@ -93,6 +95,12 @@ CTA_PROTOINFO_SCTP = 3
 CTA_PROTOINFO_TCP_STATE = 1
 CTA_PROTOINFO_SCTP_STATE = 1
 
+CTA_FILTER_ORIG_FLAGS = 1
+CTA_FILTER_REPLY_FLAGS = 2
+# Bits of the two: which parts of the tuple beside the filter must match (net/netfilter/
+# nf_conntrack_netlink.c; they are in no header, libnetfilter_conntrack repeats them).
+CTA_FILTER_F_CTA_PROTO_NUM = 1 << 3
+
 CTA_COUNTERS_PACKETS = 1
 CTA_COUNTERS_BYTES = 2
 
@@ -106,6 +114,7 @@ CTA_PROTONAT_PORT_MIN = 1
 CTA_PROTONAT_PORT_MAX = 2
 
 _LABELS_MAX = 16
+_FILTER_PROTOCOL = struct.pack("=I", CTA_FILTER_F_CTA_PROTO_NUM)
 
 
 def new_entry(
@@ -188,13 +197,20 @@ def dump(
     mark: int | None = None,
     mark_mask: int = 0xFFFFFFFF,
     status: int | None = None,
+    protocol: int | None = None,
 ) -> bytes:
     """List the entries of AF_INET, AF_INET6, or both (AF_UNSPEC), ended by NLMSG_DONE.
 
-    ``mark`` under ``mark_mask`` and the IPS_* bits of ``status`` (all of them set) filter in the
-    kernel.
+    ``mark`` under ``mark_mask``, the IPS_* bits of ``status`` (all of them set) and the IP number
+    of ``protocol`` filter in the kernel. Kernels before 5.8 know no ``protocol`` and list them all.
     """
     body = b""
+    if protocol is not None:
+        number = nlmsg.attribute(CTA_PROTO_NUM, _number(protocol, 1, "IP protocol"))
+        body += nlmsg.nested(CTA_TUPLE_ORIG, nlmsg.nested(CTA_TUPLE_PROTO, number))
+        # These flags are in host order, unlike everything else in ctnetlink.
+        which = nlmsg.attribute(CTA_FILTER_ORIG_FLAGS, _FILTER_PROTOCOL)
+        body += nlmsg.nested(CTA_FILTER, which)
     if status is not None:
         bits = _number(status, 4, "entry status")
         body += nlmsg.attribute(CTA_STATUS, bits) + nlmsg.attribute(CTA_STATUS_MASK, bits)

@@ -6,6 +6,7 @@ packet it is accepted as it came, and what stands behind the queue decides for i
 
 import errno
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -54,7 +55,9 @@ class Engine:
         self.batches += 1
         dropped: Sequence[int] = ()
         try:
-            entries, dropped = self._dataplane.assemble(packets)
+            dataplane = self._dataplane
+            now_s = time.clock_gettime(time.CLOCK_BOOTTIME) if dataplane.has_affinity else 0.0
+            entries, dropped = dataplane.assemble(packets, now_s)
             if entries:
                 failures = self._conntrack.create(entries)
                 self.installed += len(entries) - len(failures)

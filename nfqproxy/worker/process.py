@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import socket
+import time
 from random import Random
 
 import uvloop
@@ -25,6 +26,9 @@ from nfqproxy.worker.engine import Engine
 from nfqproxy.worker.readers import QueueReader, open_reader
 
 log = logging.getLogger(__name__)
+
+_EXPIRE_PINGS = 60
+"""Affinity records are looked through after so many pings, about once a minute."""
 
 
 def run(channel_fd: int) -> int:
@@ -97,9 +101,9 @@ class Worker:
         self._is_closed = False
 
     def _classifier(self) -> SourceClassifier:
+        self._addresses = self._routes.addresses()
         return SourceClassifier(
-            self._configure.cluster_cidrs,
-            (address.address for address in self._routes.addresses()),
+            self._configure.cluster_cidrs, (address.address for address in self._addresses)
         )
 
     async def serve(self, stream: asyncio.StreamReader) -> None:
@@ -116,8 +120,12 @@ class Worker:
             match message:
                 case channel.Plans():
                     self._take_plans(message)
+                case channel.Affinities():
+                    self._dataplane.put_affinity(message.records)
                 case channel.Ping():
-                    self._send(self._stats())
+                    if message.number % _EXPIRE_PINGS == 0:
+                        self._dataplane.expire_affinity(time.clock_gettime(time.CLOCK_BOOTTIME))
+                    self._send(self._stats(message.number))
                 case channel.Stop():
                     return
                 case channel.Configure():
@@ -126,17 +134,26 @@ class Worker:
     def _on_queue(self) -> None:
         if self._engine.run_ready() and not self._is_closed:
             asyncio.get_running_loop().call_soon(self._on_queue)
+        if self._dataplane.has_affinity:
+            self._tell_affinity()
+
+    def _tell_affinity(self) -> None:
+        fresh = self._dataplane.take_affinity()
+        if fresh:
+            self._send(channel.Affinities(tuple(fresh)))
 
     def _on_routes(self) -> None:
         if self._routes.changed():
             self._dataplane.forget_masquerade_sources()
-            self._dataplane.set_classifier(self._classifier())
+            if self._routes.addresses() is not self._addresses:
+                self._dataplane.set_classifier(self._classifier())
 
     def _take_plans(self, message: channel.Plans) -> None:
         if message.is_whole:
             self._dataplane.clear()
         self._dataplane.upsert(message.upserts)
         self._dataplane.remove(message.removes)
+        self._dataplane.put_affinity(message.affinities)
         if message.is_whole:
             # A long-lived table: keep the collector from walking it again and again.
             gc.collect()
@@ -146,9 +163,10 @@ class Worker:
             self._is_open = True
         self._send(channel.Applied(message.revision))
 
-    def _stats(self) -> channel.Stats:
+    def _stats(self, ping: int) -> channel.Stats:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return channel.Stats(
+            ping=ping,
             packets=self._engine.packets,
             batches=self._engine.batches,
             installed=self._engine.installed,

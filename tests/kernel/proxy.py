@@ -20,6 +20,7 @@ from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.netns import Namespace, ProcessRef, stop_processes
 from nfqproxy.model import Family, Protocol
+from nfqproxy.supervisor.affinity_store import remove_stored, store_path
 from tests.kernel.manifests import Manifest, text
 
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/56"
@@ -239,4 +240,5 @@ class Proxy:
         if self._process is not None:
             self.namespace.stop(self._process)
         stop_processes(sorted(self._seen, key=lambda ref: ref.pid))
+        self.namespace.call(lambda: remove_stored(store_path()))
         self._directory.cleanup()

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import itertools
 import os
 import secrets
 import shutil
@@ -179,6 +180,9 @@ class Servers:
             thread.join(timeout=5)
 
 
+_udp_ports = itertools.count()
+
+
 def ask(protocol: Protocol, address: str, port: int, source: tuple[str, int] | None = None) -> str:
     """Connect from the calling thread's namespace; return the reply or the name of the errno."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -187,6 +191,9 @@ def ask(protocol: Protocol, address: str, port: int, source: tuple[str, int] | N
         sock.settimeout(5)
         if source:
             sock.bind(source)
+        elif kind == socket.SOCK_DGRAM:
+            # A random port may come back within the life of a flow, and a known flow is not queued.
+            sock.bind(("", 20000 + next(_udp_ports) % 40000))
         try:
             sock.connect((address, port))
             if kind == socket.SOCK_DGRAM:

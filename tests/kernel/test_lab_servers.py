@@ -4,6 +4,7 @@ Known counts come from plain iptables DNAT in the node: a round robin (nth) spre
 """
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,15 @@ REFUSED = Target("refused", "192.0.2.1", 9)
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Topology]:
+def private_umask() -> Iterator[None]:
+    """Root's files are nobody else's: the umask of a hardened host."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(scope="module")
+def served(private_umask: None) -> Iterator[Topology]:
     """Three pods with both servers; the node spreads WEB and DNS over them one by one."""
     with topology() as built, server_directory() as directory:
         rules = []

@@ -286,6 +286,11 @@ def test_filtered_dump(conntrack: socket.socket) -> None:
     assert ports(mark=0x10) == {5560, 5563}
     assert ports(mark=0x10, mark_mask=0xF0) == {5560, 5561, 5563}
     assert ports(mark=0x10, status=ctnetlink.IPS_DST_NAT) == {5560}
+    insert(conntrack, flow_of("tcp", 4, 5564), 4, mark=0x10)
+    assert ports(protocol=17) == {5560, 5561, 5562, 5563}
+    assert ports(protocol=6) == {5564}
+    assert ports(protocol=132) == set()
+    assert ports(protocol=17, mark=0x20) == {5562}
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -31,7 +31,10 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-VERBS = ("run", "lab", "rules", "rules render", "rules apply", "cleanup", "doctor", "status")
+VERBS = (
+    *("run", "lab", "rules", "rules render", "rules apply", "cleanup", "doctor", "status"),
+    "reconcile",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -45,7 +48,7 @@ def test_every_command_has_help_with_an_example(cli: RunCli, verb: str) -> None:
 def test_help_lists_every_command(cli: RunCli) -> None:
     status, out, _ = cli("--help")
     assert status == 0
-    for verb in ("run", "lab", "rules", "cleanup", "doctor", "status"):
+    for verb in ("run", "lab", "rules", "cleanup", "doctor", "status", "reconcile"):
         assert f"\n  {verb} " in out
 
 
@@ -56,7 +59,9 @@ def test_version(cli: RunCli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["runn"], "No such command 'runn'"),
+        (["runn"], "No such command 'runn'. Did you mean 'run'?"),
+        (["clean"], "No such command 'clean'. Did you mean 'cleanup'?"),
+        (["frobnicate"], "There are run, lab, rules, cleanup, doctor, explain, status, reconcile."),
         (["run", "--manifest"], "--manifest"),
         (["run", "--nonsense"], "--nonsense"),
         (["run", "--workers", "two"], "'two' is not a valid integer"),

@@ -24,6 +24,14 @@ def client_class(src: bytes, cidrs: Sequence[str], node: Sequence[str]) -> Clien
     return ClientClass.EXTERNAL
 
 
+def may_connect(src: bytes, plan: FrontendPlan) -> bool:
+    if plan.allowed_sources is None:
+        return True
+    address = ip_address(src)
+    networks = [ip_network(text) for text in plan.allowed_sources]
+    return any(address in network for network in networks if network.version == address.version)
+
+
 def assemble(
     packets: Sequence[tuple[int, int, bytes]],
     plans: Mapping[FrontendKey, FrontendPlan],
@@ -57,8 +65,9 @@ def assemble(
             continue
         who = client_class(headers.src, cidrs, node)
         action = plan.actions[who]
-        if action.verdict is Verdict.DROP:
+        if action.verdict is Verdict.DROP or not may_connect(headers.src, plan):
             dropped.append(packet_id)
+            continue
         if action.verdict is not Verdict.BACKEND:
             continue
         index = pickers[key, action.candidates].pick()
@@ -71,7 +80,9 @@ def assemble(
             or headers.src == address
             or (who is ClientClass.POD and not backend.in_pod_network)
         )
-        source = masquerade_source(address) if masquerade else None
+        source = masquerade_source(address) if masquerade else b""
+        if source is None:
+            continue
         entries.append(
             ctnetlink.new_entry(
                 ctnetlink.Tuple(
@@ -82,7 +93,7 @@ def assemble(
                     dst_port=headers.dst_port,
                 ),
                 dnat=ctnetlink.Nat(address=address, port=backend.port),
-                snat=ctnetlink.Nat(address=source) if source is not None else None,
+                snat=ctnetlink.Nat(address=source) if source else None,
                 timeout_s=ENTRY_TIMEOUT_S,
                 seq=len(entries) + 1,
             )

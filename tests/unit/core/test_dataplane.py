@@ -1,5 +1,6 @@
 """The packet path: equal to the obvious reference for any plan and packet, and robust by itself."""
 
+import gc
 import struct
 from ipaddress import ip_address
 from random import Random
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfqproxy.core.dataplane import Dataplane
+from nfqproxy.core.dataplane import Dataplane, Target
 from nfqproxy.core.sources import SourceClassifier
 from nfqproxy.model import (
     Action,
@@ -74,6 +75,7 @@ BACKENDS6 = ["fd00:10:244:1::11", "fd00:10:244:1::12", "2001:db8:2::7"]
 CLIENTS4 = ["192.0.2.10", "10.244.1.11", "10.244.1.12", "192.0.2.1", "127.0.0.1", "192.0.2.7"]
 CLIENTS6 = ["2001:db8:2::10", "fd00:10:244:1::11", "2001:db8:2::1"]
 PORTS = [80, 53]
+RANGES = ["192.0.2.0/24", "10.244.1.11/32", "0.0.0.0/0", "2001:db8:2::/64", "fd00:10:244:1::/64"]
 
 
 @st.composite
@@ -117,6 +119,12 @@ def plans(draw: st.DrawFn) -> dict[FrontendKey, FrontendPlan]:
             service="web",
             port_name="",
             policy=TrafficPolicy.CLUSTER,
+            allowed_sources=draw(
+                st.one_of(
+                    st.none(),
+                    st.lists(st.sampled_from(RANGES), max_size=2).map(tuple),
+                )
+            ),
             candidate_sets=sets,
             actions=(actions[0], actions[1], actions[2]),
         )
@@ -253,12 +261,39 @@ def test_routes_are_asked_again_after_a_change() -> None:
     assert len(asked) == 2
 
 
-def test_without_a_route_the_connection_is_made_unmasqueraded_and_counted() -> None:
-    dataplane = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: None)
+def test_without_a_route_a_masqueraded_connection_passes_and_is_counted() -> None:
+    found: list[bytes | None] = [None, None, bytes([192, 0, 2, 1])]
+    dataplane = Dataplane(
+        rng=Random(1), classifier=classifier(), masquerade_source=lambda _: found.pop(0)
+    )
     dataplane.upsert([one_plan((1,), masquerade=True)])
-    entries, _ = dataplane.assemble([syn(1000), syn(1001)])
-    assert len(entries) == 2
+    assert dataplane.assemble([syn(1000), syn(1001)]) == ([], [])
     assert dataplane.no_route == 2
+    entries, _ = dataplane.assemble([syn(1000)])  # asked again: now there is a route
+    assert len(entries) == 1
+
+
+def test_a_backend_on_the_node_itself_sees_the_client() -> None:
+    """What is delivered locally never passes POSTROUTING, where MASQUERADE would be."""
+    dataplane = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: b"")
+    dataplane.upsert([one_plan((1,), masquerade=True)])
+    plain = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: None)
+    plain.upsert([one_plan((1,), masquerade=False)])
+    assert dataplane.assemble([syn(1000)]) == plain.assemble([syn(1000)])
+    assert dataplane.no_route == 0
+
+
+def test_a_backend_that_leaves_leaves_nothing_behind() -> None:
+    def targets() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Target) for thing in gc.get_objects())
+
+    before = targets()
+    dataplane = make(one_plan((1,), masquerade=True))
+    for number in range(20):
+        dataplane.upsert([one_plan((1,), masquerade=True, first=number)])
+        dataplane.assemble([syn(1000)])
+    assert targets() == before + 1
 
 
 def test_a_raising_balancer_costs_its_own_packets_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Plans against the decision tables of the service semantics (ClusterIP and external frontends)."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,7 +155,52 @@ def test_two_services_of_one_address_the_first_name_wins(names: list[str]) -> No
 def test_is_served_asks_the_verdict(verdict: Verdict) -> None:
     plan = plans(port(LOCAL))[VIP]
     action = Action(verdict=verdict)
-    import msgspec
-
     changed = msgspec.structs.replace(plan, actions=(action, action, action))
     assert is_served(changed) == (verdict is Verdict.BACKEND)
+
+
+def test_masquerade_all_binds_cluster_ips_only() -> None:
+    found = plans(port(LOCAL, REMOTE, external=TrafficPolicy.LOCAL), node(masquerade_all=True))
+    assert masquerades(found[NODE_PORT]) == (False, True, False)
+
+
+def test_a_drained_set_is_as_good_as_empty() -> None:
+    drained = Endpoint(address="10.244.1.5", port=8080, node="n1", weight=0)
+    for plan in plans(port(drained)).values():
+        assert {action.verdict for action in plan.actions} == {Verdict.REJECT}
+    internal = plans(port(drained, REMOTE, internal=TrafficPolicy.LOCAL))[VIP]
+    assert {action.verdict for action in internal.actions} == {Verdict.DROP}
+    external = plans(port(drained, REMOTE, external=TrafficPolicy.LOCAL))[NODE_PORT]
+    assert external.actions[ClientClass.EXTERNAL].verdict is Verdict.DROP
+    assert picks(external, ClientClass.POD) == ["10.244.1.5", "10.244.2.5"]
+
+
+def test_the_loopback_address_serves_this_node_alone() -> None:
+    context = msgspec.structs.replace(node(), localhost_node_ports=True)
+    key = FrontendKey(Protocol.TCP, "127.0.0.1", 30080)
+    served = plans(port(REMOTE, external=TrafficPolicy.LOCAL), context)[key]
+    assert [action.verdict for action in served.actions] == ["drop", "backend", "drop"]
+    assert picks(served, ClientClass.NODE) == ["10.244.2.5"]
+    assert masquerades(served)[ClientClass.NODE]
+    refused = plans(port(), context)[key]
+    assert {action.verdict for action in refused.actions} == {Verdict.REJECT}
+    assert key not in plans(port(REMOTE))
+
+
+def test_pod_networks_of_one_family_say_nothing_of_the_other() -> None:
+    six = msgspec.structs.replace(
+        port(Endpoint(address="2001:db8::5", port=8080)),
+        name=ServicePortName("default", "web", "http", Protocol.TCP, Family.IPV6),
+        cluster_ip="fd00:10:96::10",
+    )
+    plan = plans(six)[FrontendKey(Protocol.TCP, "fd00:10:96::10", 80)]
+    assert masquerades(plan) == (False, False, False)
+    assert plan.candidate_sets[0].backends[0].in_pod_network
+
+
+def test_where_pods_are_may_be_known_apart_from_who_is_one() -> None:
+    host = Endpoint(address="192.0.2.7", port=6443, node="n1")
+    context = msgspec.structs.replace(node(()), bridge_interface="cni0", pod_networks=CIDR)
+    plan = plans(port(LOCAL, host), context)[VIP]
+    assert masquerades(plan) == (False, True, True)
+    assert [b.in_pod_network for b in plan.candidate_sets[0].backends] == [True, False]

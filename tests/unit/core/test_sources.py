@@ -5,8 +5,8 @@ from ipaddress import ip_address
 import pytest
 
 from nfqproxy.core import sources
-from nfqproxy.core.sources import SourceClassifier
-from nfqproxy.model import ClientClass
+from nfqproxy.core.sources import SourceClasses, SourceClassifier
+from nfqproxy.model import ClientClass, NodeContext
 
 CLASSIFIER_ARGUMENTS = (
     ("10.244.0.0/16", "fd00:10:244::/56"),
@@ -47,3 +47,24 @@ def test_the_whole_address_space_as_one_pod_network() -> None:
     classifier = SourceClassifier(["0.0.0.0/0"], [])
     assert classifier[b"\1\2\3\4"] is ClientClass.POD
     assert classifier[bytes(16)] is ClientClass.EXTERNAL
+
+
+@pytest.mark.parametrize(
+    ("detector", "interface", "expected"),
+    [
+        ({"bridge_interface": "cni0"}, "cni0", ClientClass.POD),
+        ({"bridge_interface": "cni0"}, "cni01", ClientClass.EXTERNAL),
+        ({"bridge_interface": "cni0"}, None, ClientClass.EXTERNAL),
+        ({"interface_name_prefix": "veth"}, "veth", ClientClass.POD),
+        ({"interface_name_prefix": "veth"}, "vethab12", ClientClass.POD),
+        ({"interface_name_prefix": "veth"}, "eth0", ClientClass.EXTERNAL),
+        ({"cluster_cidrs": ("198.51.100.0/24",)}, "eth0", ClientClass.POD),
+        ({}, "cni0", ClientClass.EXTERNAL),
+    ],
+)
+def test_interfaces(detector: dict[str, str], interface: str, expected: ClientClass) -> None:
+    node = NodeContext(node_name="n1", **detector)
+    classes = SourceClasses(node, [ip_address("192.0.2.1").packed])
+    assert classes.arriving_by(interface)[ip_address("198.51.100.9").packed] is expected
+    # Sent by the node itself, whatever interfaces there are.
+    assert classes.arriving_by(None)[ip_address("192.0.2.1").packed] is ClientClass.NODE

@@ -183,6 +183,15 @@ def test_dump_filters() -> None:
         (ctnetlink.CTA_MARK, b"\0\0\0\x10"),
         (ctnetlink.CTA_MARK_MASK, b"\0\0\0\xf0"),
     ]
+    _, _, attributes = body_of(ctnetlink.dump(nlmsg.AF_INET, 8, protocol=17))
+    wanted = dict(attributes)
+    tuple_parts = nlmsg.attributes(wanted.pop(ctnetlink.CTA_TUPLE_ORIG))
+    number = nlmsg.attributes(tuple_parts.pop(ctnetlink.CTA_TUPLE_PROTO))
+    assert (number, tuple_parts) == ({ctnetlink.CTA_PROTO_NUM: b"\x11"}, {})
+    flags = nlmsg.attributes(wanted.pop(ctnetlink.CTA_FILTER))
+    assert list(flags) == [ctnetlink.CTA_FILTER_ORIG_FLAGS]
+    assert nlmsg.integer(flags[ctnetlink.CTA_FILTER_ORIG_FLAGS], 4, "", big_endian=False) == 8
+    assert wanted == {}
 
 
 FLOW = Tuple(bytes(4), bytes(4), 6, 1, 2)
