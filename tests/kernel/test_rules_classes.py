@@ -19,13 +19,13 @@ from nfqproxy.model import (
     Verdict,
 )
 
+from .probes import SILENCE
 from .rules_fixtures import (
     BACKEND,
     CLIENT_IP,
     MASQUERADED,
     NODE,
     NODE_IP,
-    SILENCE,
     VIP,
     Cluster,
     ask,

@@ -30,6 +30,7 @@ from nfqproxy.model import (
     Verdict,
 )
 
+from .probes import REFUSED, probe
 from .rules_fixtures import (
     BACKEND,
     CLIENT_IP,
@@ -37,7 +38,6 @@ from .rules_fixtures import (
     EXTERNAL_IP,
     MASQUERADED,
     NODE,
-    REFUSED,
     SERVICE_CIDRS,
     VIP,
     Cluster,
@@ -49,7 +49,6 @@ from .rules_fixtures import (
     inside,
     namespaces,
     plan,
-    probe,
     require_kernel,
     serve,
     sh,

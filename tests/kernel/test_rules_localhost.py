@@ -9,10 +9,9 @@ from nfqproxy.kernel import node_rules, route_localnet
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import Family, FrontendKey, FrontendKind, FrontendPlan, Protocol
 
+from .probes import REFUSED, SILENCE
 from .rules_fixtures import (
     MASQUERADED,
-    REFUSED,
-    SILENCE,
     Cluster,
     backends,
     cluster,

@@ -6,13 +6,12 @@ import pytest
 
 from nfqproxy.model import Family, FrontendKey, FrontendKind, FrontendPlan, Protocol
 
+from .probes import REFUSED, SILENCE
 from .rules_fixtures import (
     CLIENT_IP,
     EXTERNAL_IP,
     LB_IP,
     NODE,
-    REFUSED,
-    SILENCE,
     Cluster,
     backends,
     borrowed,

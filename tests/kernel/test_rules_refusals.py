@@ -9,6 +9,7 @@ from nfqproxy.kernel import node_rules
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import Family, FrontendKey, FrontendKind, Protocol
 
+from .probes import REFUSED, SILENCE, ping, probe
 from .rules_fixtures import (
     BACKEND,
     CLIENT_IP,
@@ -17,8 +18,6 @@ from .rules_fixtures import (
     MASQUERADED,
     NODE,
     NODE_IP,
-    REFUSED,
-    SILENCE,
     VIP,
     Cluster,
     backends,
@@ -29,10 +28,8 @@ from .rules_fixtures import (
     empty,
     gateway,
     inside,
-    ping,
     plan,
     pod_address,
-    probe,
     require_kernel,
     serve,
     sh,
