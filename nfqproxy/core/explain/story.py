@@ -237,7 +237,7 @@ def _worker(case: Case) -> Steps:
     return (
         f"worker: the frontend is {plan.kind} {plan.key} of Service {plan.namespace}/{plan.service}{port}",
         f"worker: the client is {_a(CLIENT_WORDS[case.origin.client])}: {case.origin.why}",
-        f"worker: {case.policy}: the candidates are {case.candidates_are}",
+        f"worker: {case.policy}; candidates: {case.candidates_are}",
         *left_out,
         *affinity,
         f"worker: {plan.balancer} picks "
