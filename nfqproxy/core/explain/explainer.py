@@ -215,8 +215,8 @@ class Explainer:
             Verdict.BACKEND,
             origin,
             plan,
-            f"{plan.kind} {plan.key} of {_service(plan)}: {case.policy}; for {_WHO[origin.client]} the"
-            f" candidates are {are}; {_source_words(case, action)}",
+            f"{plan.kind} {plan.key} of {_service(plan)}: {case.policy}; candidates for"
+            f" {_WHO[origin.client]}: {are}; {_source_words(case, action)}",
             story.to_backend(case),
             backends,
         )

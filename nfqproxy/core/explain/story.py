@@ -18,9 +18,9 @@ from nfqproxy.model import ClientClass, Family, FrontendPlan, Protocol
 Steps = tuple[str, ...]
 
 _NEW = {
-    Protocol.TCP: "the SYN",
-    Protocol.UDP: "the first datagram",
-    Protocol.SCTP: "the INIT chunk",
+    Protocol.TCP: "SYNs (-p tcp --syn)",
+    Protocol.UDP: "datagrams of unknown flows (-p udp)",
+    Protocol.SCTP: "INIT chunks (-p sctp --chunk-types only INIT)",
 }
 _ENTRIES_SHOWN = 3
 
@@ -29,7 +29,7 @@ def to_backend(case: Case) -> Steps:
     """A backend is picked: the way there and back, and the way without a worker."""
     packet, origin = case.packet, case.origin
     return (
-        _raw_queued(packet, origin, case.plan),
+        *_raw_queued(packet, origin, case.plan),
         *_worker(case),
         *_entries(case),
         _mangle(case),
@@ -61,7 +61,7 @@ def outside_source_ranges(
         )
     behind = "kube-proxy's rules drop it" if is_overlay else guard
     return (
-        _raw_queued(packet, origin, plan),
+        *_raw_queued(packet, origin, plan),
         f"worker: {packet.source} is in none of loadBalancerSourceRanges -> drop",
         silence,
         f"without a worker: {behind}",
@@ -70,9 +70,9 @@ def outside_source_ranges(
 
 def refused(packet: Packet, origin: Origin, plan: FrontendPlan, state: str, hook: str) -> Steps:
     """There is no endpoint at all."""
-    raw = _raw_queued if is_served(plan) else None
+    is_queued = is_served(plan)  # for clients of another class
     return (
-        raw(packet, origin, plan) if raw else _raw_not_queued(packet, origin),
+        *(_raw_queued(packet, origin, plan) if is_queued else (_raw_not_queued(packet, origin),)),
         f"conntrack {origin.hook}: a new, untranslated connection",
         f"nat {origin.hook}: no map of nft {_table(packet)} has a slot for it: {state}",
         *_routing_untranslated(packet, hook),
@@ -92,7 +92,7 @@ def dropped(
         # Other classes of client are served here, so the packet is queued all the same.
         behind = "kube-proxy's rules drop it" if is_overlay else _refusals_drop(packet, hook)
         return (
-            _raw_queued(packet, origin, plan),
+            *_raw_queued(packet, origin, plan),
             f"worker: {CLIENT_WORDS[origin.client]} client ({origin.why}); {why} -> drop",
             silence,
             f"without a worker: {behind}",
@@ -176,16 +176,14 @@ def _key(packet: Packet) -> str:
     return f"{word} . {packet.destination} . {packet.port}"
 
 
-def _raw_queued(packet: Packet, origin: Origin, plan: FrontendPlan) -> str:
-    family = int(packet.family)
-    flow = (
-        f", and its flow is not yet in nfqproxy-flows-{family}"
-        if plan.key.protocol is Protocol.UDP
-        else ""
-    )
+def _raw_queued(packet: Packet, origin: Origin, plan: FrontendPlan) -> Steps:
+    family, protocol = int(packet.family), plan.key.protocol
+    flow = ""
+    if protocol is Protocol.UDP:
+        flow = f", and its flow is not yet in nfqproxy-flows-{family}"
     return (
-        f"raw {origin.hook}: {_NEW[plan.key.protocol]}; {_member(packet)} is in"
-        f" nfqproxy-frontends-{family}{flow} -> queue"
+        f"raw {origin.hook}: the last rule jumps to NFQPROXY-QUEUE, which takes {_NEW[protocol]}",
+        f"raw {origin.hook}: {_member(packet)} is in nfqproxy-frontends-{family}{flow} -> queue",
     )
 
 
@@ -237,7 +235,7 @@ def _worker(case: Case) -> Steps:
     return (
         f"worker: the frontend is {plan.kind} {plan.key} of Service {plan.namespace}/{plan.service}{port}",
         f"worker: the client is {_a(CLIENT_WORDS[case.origin.client])}: {case.origin.why}",
-        f"worker: {case.policy}: the candidates are {case.candidates_are}",
+        f"worker: {case.policy}; candidates: {case.candidates_are}",
         *left_out,
         *affinity,
         f"worker: {plan.balancer} picks "

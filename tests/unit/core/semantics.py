@@ -7,6 +7,7 @@ everything anew for every packet, and is held equal to ``explain`` (and so to th
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import ip_address, ip_network
 
 from nfqproxy.control.node import Detector, NodeSettings, NonPodBackends
@@ -35,11 +36,13 @@ class Endpoint:
     item: SliceEndpoint
 
 
+@cache
 def within(address: str, cidr: str) -> bool:
     one, network = ip_address(address), ip_network(cidr)
     return one.version == network.version and one in network
 
 
+@cache
 def version(address: str) -> int:
     return ip_address(address.split("/")[0]).version
 
