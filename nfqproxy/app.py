@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_RETRY_S = 2.0
+"""Pause before a change that the kernel refused is tried again."""
 # Any address of the Internet: asked only which of our addresses leads there.
 _ANYWHERE = (ip_address("192.0.2.254").packed, ip_address("2001:db8::fe").packed)
 
@@ -70,8 +72,16 @@ class App:
         self._kernel = KernelTable(self._rules)
         self._supervisor = Supervisor(self)
         self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._is_behind = asyncio.Event()
+        self._wanted: dict[FrontendKey, FrontendPlan] = {}
 
     # What the supervisor needs of the kernel's sets and maps.
+    def restore(self) -> None:
+        """Put back rules that somebody took away; the next sync replaces sets and maps as a whole."""
+        node_rules.apply(self._rules)
+        self._kernel.forget()
+
     def sync(self, plans: Mapping[FrontendKey, FrontendPlan]) -> object:
         """Make sets and fallback maps follow ``plans``."""
         return self._kernel.sync(plans, self._node)
@@ -85,8 +95,10 @@ class App:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
+        # From the first moment: a reload that comes during the start is done after it, not fatal.
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         with admin.listen() as listener:
-            plans = self._plans(self._source.load())
+            plans = self._wanted = self._plans(self._source.load())
             await asyncio.to_thread(host_check.check_host, self._rules)
             self._raise_if_stopped()
             if once:
@@ -154,11 +166,11 @@ class App:
 
     async def _serve(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         server = await admin.serve(listener, {"status": self._status})
-        tasks: list[asyncio.Task[None]] = []
-        loop.add_signal_handler(
-            signal.SIGHUP, lambda: tasks.append(loop.create_task(self._reload(), name="reload"))
-        )
-        tasks.append(loop.create_task(self._follow(), name="follow-source"))
+        tasks = [
+            loop.create_task(self._follow(), name="follow-source"),
+            loop.create_task(self._reload_on_hangup(), name="reload"),
+            loop.create_task(self._catch_up(), name="catch-up"),
+        ]
         log.info(
             "serving %d frontends on node %s, mode %s, %d worker(s), queue %d",
             len(self._supervisor.plans),
@@ -169,34 +181,52 @@ class App:
         )
         stop = loop.create_task(self._stop.wait(), name="stop")
         try:
-            # The source task ends only by failing: then the proxy ends, and the fallback serves.
-            await asyncio.wait({tasks[0], stop}, return_when=asyncio.FIRST_COMPLETED)
-            if tasks[0].done() and not self._stop.is_set():
-                tasks[0].result()
+            # All of these end only by failing: then the proxy ends, and the fallback serves.
+            watched = (*tasks, *self._supervisor.keepers)
+            done, _ = await asyncio.wait({*watched, stop}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stop}:
+                if not self._stop.is_set():
+                    task.result()
         finally:
             self._stop.set()
-            for task in tasks:
+            for task in (*tasks, stop):
                 task.cancel()
-            stop.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
             server.close()
-            loop.remove_signal_handler(signal.SIGHUP)
 
     async def _follow(self) -> None:
         async for objects in self._source.changes(self._stop):
-            await self._publish(objects)
+            self._wanted = self._plans(objects)
+            await self._publish()
 
-    async def _reload(self) -> None:
-        objects = await self._source.reload()
-        if objects is not None:
-            await self._publish(objects)
+    async def _reload_on_hangup(self) -> None:
+        """SIGHUP: read the manifests, and put everything into the kernel anew whatever it holds."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            objects = await self._source.reload()
+            if objects is not None:
+                self._wanted = self._plans(objects)
+            await self._publish(anew=True)
 
-    async def _publish(self, objects: Objects) -> None:
+    async def _catch_up(self) -> None:
+        """Try a change that the kernel did not take again and again: no other may ever come.
+
+        With the rules anew, for what it lacks may be a set or table that somebody removed.
+        """
+        while True:
+            await self._is_behind.wait()
+            await asyncio.sleep(_RETRY_S)
+            await self._publish(anew=True)
+
+    async def _publish(self, *, anew: bool = False) -> None:
         try:
-            changed = await self._supervisor.publish(self._plans(objects))
+            changed = await self._supervisor.publish(self._wanted, anew=anew)
         except NfqproxyError as error:
-            log.error("the kernel did not take a change: %s; trying again with the next", error)
+            log.error("the kernel did not take a change: %s; trying again in %g s", error, _RETRY_S)
+            self._is_behind.set()
             return
+        self._is_behind.clear()
         if changed:
             log.info("revision %d", self._supervisor.revision)
 
@@ -246,4 +276,4 @@ def _own_addresses() -> list[str]:
         found = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
     finally:
         routes.close()
-    return [str(ip_address(packed)) for packed in found if packed is not None]
+    return [str(ip_address(packed)) for packed in found if packed]

@@ -6,12 +6,14 @@ and the same user; the types below are the protocol, there is no version to nego
 
 import asyncio
 import socket
+from sys import byteorder
 
 import msgspec
 
 from nfqproxy.model import FrontendKey, FrontendPlan
 
 _LENGTH_BYTES = 4
+_FD_BYTES = 4
 
 
 class Configure(msgspec.Struct, tag="configure", frozen=True, kw_only=True):
@@ -40,6 +42,9 @@ class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
 class Ping(msgspec.Struct, tag="ping", frozen=True):
     """Asks for Stats; an unanswered one means that the worker hangs."""
 
+    number: int
+    """Comes back in the Stats that answer."""
+
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Stop serving without losing a packet, then exit."""
@@ -64,6 +69,8 @@ class Applied(msgspec.Struct, tag="applied", frozen=True):
 class Stats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
     """Counters of a worker since its start."""
 
+    ping: int
+    """Number of the Ping this answers."""
     packets: int
     """Packets read from the queue."""
     batches: int
@@ -122,7 +129,16 @@ def receive_bound(channel: socket.socket) -> tuple[Bound | Failed, int | None]:
 
     Blocks until one whole frame is there; ConnectionError when the worker has gone before.
     """
-    data, fds, _flags, _address = socket.recv_fds(channel, _LENGTH_BYTES, 1)
+    # Close-on-exec: a worker started later would else hold this queue bound when its own worker is gone.
+    # (socket.recv_fds of Python 3.11 takes the flag and ignores it.)
+    data, ancillary, _flags, _address = channel.recvmsg(
+        _LENGTH_BYTES, socket.CMSG_LEN(_FD_BYTES), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = [
+        int.from_bytes(content, byteorder)
+        for level, kind, content in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(content) == _FD_BYTES
+    ]
     while len(data) < _LENGTH_BYTES or len(data) < _LENGTH_BYTES + int.from_bytes(
         data[:_LENGTH_BYTES]
     ):

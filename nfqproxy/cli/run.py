@@ -1,5 +1,7 @@
 """``nfqproxy run``: the proxy."""
 
+import asyncio
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,9 @@ _INTERRUPTED = 130
 def run(config_file: Path | None, once: bool, **flags: Any) -> int:
     """Run the proxy in this network namespace, as root, until SIGTERM or Ctrl-C.
 
-    Flags win over the configuration file. SIGHUP reads the manifests again. When the proxy stops, the
-    kernel's fallback goes on serving; nfqproxy cleanup removes everything.
+    Flags win over the configuration file. SIGHUP reads the manifests again and puts back what others
+    have taken from the kernel's rules and sets. When the proxy stops, the kernel's fallback goes on
+    serving; nfqproxy cleanup removes everything.
 
     Example: nfqproxy run --manifests services.yaml --node-name n1 --cluster-cidr 10.244.0.0/16
     """
@@ -61,4 +64,11 @@ def run(config_file: Path | None, once: bool, **flags: Any) -> int:
 
 
 async def _run(config: configuration.ProxyConfig, *, once: bool) -> None:
-    await App(config).run(once=once)
+    try:
+        await App(config).run(once=once)
+    finally:
+        # All is done but leaving: a signal that comes again must not turn a clean end into a failure.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)

@@ -20,6 +20,7 @@ from random import Random
 from struct import Struct
 from struct import error as struct_error
 from sys import byteorder
+from weakref import WeakSet
 
 from nfqproxy import balancers
 from nfqproxy.core import template
@@ -50,7 +51,7 @@ def _pick_nothing() -> int:
 class Target:
     """One backend of one frontend, with the message templates of connections to it."""
 
-    __slots__ = ("address", "keep", "masquerade", "picks", "port")
+    __slots__ = ("__weakref__", "address", "keep", "masquerade", "picks", "port")
 
     def __init__(self, address: bytes, port: int) -> None:
         self.address = address
@@ -82,7 +83,8 @@ class Dataplane:
     """Holds the compiled snapshot and the counters of the packet path.
 
     ``masquerade_source`` maps a packed backend address to the packed address that backend shall see of
-    masqueraded clients, None when the node has no route to it.
+    masqueraded clients: None when the node has no route to it, empty when the backend is on the node
+    itself, where nobody is masqueraded.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class Dataplane:
         self._classes = classifier
         self._masquerade_source = masquerade_source
         self._tables: dict[int, dict[bytes, Frontend]] = {protocol: {} for protocol in Protocol}
-        self._masqueraded: list[Target] = []
+        # Weak: a backend that leaves takes its templates along.
+        self._masqueraded: WeakSet[Target] = WeakSet()
         self.unknown = 0
         """Packets whose frontend has no plan (any more)."""
         self.unparsed = 0
@@ -104,7 +107,7 @@ class Dataplane:
         self.failed_picks = 0
         """Packets for which the balancer raised."""
         self.no_route = 0
-        """Connections that should have been masqueraded but have no route to the backend."""
+        """Connections to be masqueraded without a route to the backend: left to what stands behind."""
 
     def __len__(self) -> int:
         return sum(len(table) for table in self._tables.values())
@@ -194,23 +197,27 @@ class Dataplane:
 
     def _template(
         self, frontend: Frontend, target: Target, *, masquerade: bool
-    ) -> template.Template:
-        """Make the template that a target still lacks."""
+    ) -> template.Template | None:
+        """Make the template that a target still lacks; None without a route to it.
+
+        An entry without the source it needs would outlive the lack of a route, and the connection
+        would stay broken. Nothing is remembered: the next packet asks again.
+        """
         source = self._masquerade_source(target.address) if masquerade else None
+        if masquerade and source is None:
+            self.no_route += 1
+            return None
         made = template.build(
             protocol=frontend.plan.key.protocol,
             frontend=(frontend.address, frontend.port),
             backend=(target.address, target.port),
-            masquerade_source=source,
+            masquerade_source=source or None,
         )
-        if not masquerade:
-            target.keep = made
-        elif source is not None:
+        if masquerade:
             target.masquerade = made
-            self._masqueraded.append(target)
+            self._masqueraded.add(target)
         else:
-            # Without a route the packet will not leave anyway; nothing is remembered.
-            self.no_route += 1
+            target.keep = made
         return made
 
     def assemble(self, packets: Sequence[QueuedPacket]) -> tuple[list[bytes], list[int]]:
@@ -266,6 +273,8 @@ class Dataplane:
                 made = target.masquerade or self._template(frontend, target, masquerade=True)
             else:
                 made = target.keep or self._template(frontend, target, masquerade=False)
+            if made is None:
+                continue
             pack, a, b, c, d, e, f = made
             append(pack(a, _SEQUENCE[count], b, src, c, sport, d, src, e, sport, f))
             count += 1

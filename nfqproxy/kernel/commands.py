@@ -100,10 +100,13 @@ def run(argv: Sequence[str], stdin: str = "") -> str:
             timeout=_TIMEOUT_S,
             env={**os.environ, "LC_ALL": "C"},
             check=False,
-            # Ctrl-C goes to the terminal's whole process group. It asks this program to end, and
-            # this program finishes its rule change first; a tool cut short looks like a bad kernel.
-            start_new_session=True,
+            # Ctrl-C in a terminal goes to its whole process group: a change is finished, not torn.
+            process_group=0,
         )
+    except OSError as error:
+        raise CommandError(
+            " ".join(argv), error.errno or errno.EIO, "", "the tool could not be started"
+        ) from None
     except subprocess.TimeoutExpired:
         hint = f"no answer within {_TIMEOUT_S:.0f} s; look for another program holding its lock"
         raise CommandError(" ".join(argv), errno.ETIMEDOUT, "", hint) from None

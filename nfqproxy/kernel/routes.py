@@ -12,6 +12,7 @@ route look-up answers with), not the ``src`` hint of the route.
 import errno
 import socket
 from collections.abc import Iterator
+from sys import byteorder
 
 from nfqproxy.wire import nlmsg, rtnetlink
 
@@ -25,6 +26,7 @@ _GROUPS = (
     | rtnetlink.RTMGRP_IPV6_IFADDR
     | rtnetlink.RTMGRP_IPV6_ROUTE
 )
+_ROUTE_EVENTS = frozenset({rtnetlink.RTM_NEWROUTE, rtnetlink.RTM_DELROUTE})
 
 
 class Routes:
@@ -49,7 +51,11 @@ class Routes:
         self._events.close()
 
     def changed(self) -> bool:
-        """Take all waiting events; True when routes, addresses or links may have changed."""
+        """Take all waiting events; True when routes, addresses or links may have changed.
+
+        Addresses are listed anew only when they may have: routes of other nodes' pods come and go far
+        more often, and a list of some hundred addresses takes milliseconds.
+        """
         seen = False
         while True:
             try:
@@ -61,15 +67,21 @@ class Routes:
                 if error.errno != errno.ENOBUFS:
                     raise
                 seen = True
+                self._has_addresses = False
                 continue
-            seen = seen or bool(data)
+            seen = True
+            # One message a datagram; its type is the second field of nlmsghdr.
+            if int.from_bytes(data[4:6], byteorder) not in _ROUTE_EVENTS:
+                self._has_addresses = False
         if seen:
             self._cache.clear()
-            self._has_addresses = False
         return seen
 
     def addresses(self) -> list[rtnetlink.InterfaceAddress]:
-        """All addresses of the network namespace's interfaces, in the kernel's order."""
+        """All addresses of the network namespace's interfaces, in the kernel's order.
+
+        The very same list as long as nothing has changed.
+        """
         if not self._has_addresses:
             self._addresses = [
                 address
@@ -80,12 +92,21 @@ class Routes:
         return self._addresses
 
     def masquerade_source(self, destination: bytes) -> bytes | None:
-        """The packed source address towards a packed address; None when there is no route."""
+        """The packed source address towards a packed address.
+
+        None when there is no route, empty when the address is the node's own: what is delivered here
+        never passes POSTROUTING, so MASQUERADE leaves it as it is.
+        """
         try:
             return self._cache[destination]
         except KeyError:
-            found = self._cache[destination] = self._look_up(destination)
-            return found
+            pass
+        try:
+            found = self._look_up(destination)
+        except OSError:
+            return None  # no answer this time
+        self._cache[destination] = found
+        return found
 
     def _look_up(self, destination: bytes) -> bytes | None:
         route = None
@@ -95,6 +116,8 @@ class Routes:
                 route = rtnetlink.parse_route(message.payload)
         if route is None:
             return None
+        if route.type == rtnetlink.RTN_LOCAL:
+            return b""
         if len(destination) == 4 and route.oif is not None:
             chosen = self._select_ipv4(route.oif, route.gateway or destination)
             if chosen is not None:

@@ -21,6 +21,10 @@ _APPLY_TIMEOUT_S = 10.0
 class KernelState(Protocol):
     """What the supervisor needs of the kernel's sets and fallback maps; calls may block."""
 
+    def restore(self) -> None:
+        """Put the rules back if they are gone, and let the next ``sync`` replace everything."""
+        ...
+
     def sync(self, plans: Mapping[FrontendKey, FrontendPlan]) -> object:
         """Make sets and maps follow ``plans`` by difference."""
         ...
@@ -34,7 +38,8 @@ class Supervisor:
         self._plans: dict[FrontendKey, FrontendPlan] = {}
         self._kernel_follows = False
         self._lock = asyncio.Lock()
-        self._keepers: list[asyncio.Task[None]] = []
+        self.keepers: list[asyncio.Task[None]] = []
+        """Tasks that keep the workers alive; one that ends has failed for good."""
         self.workers: list[WorkerProcess] = []
         self.revision = 0
         """Newest revision told to the workers."""
@@ -52,9 +57,16 @@ class Supervisor:
             revision=self.revision, is_whole=True, upserts=tuple(self._plans.values())
         )
 
-    async def publish(self, plans: dict[FrontendKey, FrontendPlan]) -> bool:
-        """Make workers and kernel follow ``plans``; False when nothing differs."""
+    async def publish(self, plans: dict[FrontendKey, FrontendPlan], *, anew: bool = False) -> bool:
+        """Make workers and kernel follow ``plans``; False when nothing differs.
+
+        ``anew``: whatever the kernel holds, put everything there again. After an error the kernel may
+        hold a part of the change; the next call replaces all of it.
+        """
         async with self._lock:
+            if anew:
+                self._kernel_follows = False
+                await asyncio.to_thread(self._kernel.restore)
             old = self._plans
             upserts = tuple(plan for key, plan in plans.items() if old.get(key) != plan)
             removes = tuple(key for key in old if key not in plans)
@@ -91,7 +103,11 @@ class Supervisor:
         for worker in self.workers:
             worker.send(message)
         for worker in ready:
-            if worker.is_ready and not await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S):
+            if not worker.is_ready:
+                continue
+            is_told = await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S)
+            # One that has ended meanwhile is not slow: its successor starts with everything.
+            if not is_told and worker.is_ready:
                 log.warning("worker %s is slow to take revision %d", worker.pid, self.revision)
 
     async def start_workers(
@@ -110,7 +126,7 @@ class Supervisor:
         for worker in self.workers:
             if not await worker.wait_applied(1, _APPLY_TIMEOUT_S):
                 log.warning("worker %s is slow to start", worker.pid)
-            self._keepers.append(
+            self.keepers.append(
                 asyncio.create_task(
                     worker.keep_alive(), name=f"worker-{worker.queue_number}-keeper"
                 )
@@ -118,11 +134,10 @@ class Supervisor:
 
     async def stop_workers(self) -> None:
         """Stop all workers; each leaves its queue without losing a packet."""
-        for worker in self.workers:
-            await worker.stop()
-        for keeper in self._keepers:
+        for keeper in self.keepers:
             keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*self.keepers, return_exceptions=True)
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
 
     def status(self, queue_statistics: Callable[[], Mapping[int, Any]]) -> dict[str, Any]:
         """State for the admin socket."""

@@ -5,6 +5,7 @@ is released without losing a packet (kernel.queue_socket) and the kernel's fallb
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -20,7 +21,11 @@ log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 5.0
 _PING_INTERVAL_S = 1.0
-_HANG_TIMEOUT_S = 5.0
+_MAX_SILENCE = 5
+"""Pings in a row without any message in between, after which a worker counts as hanging. Counted, not
+timed: when it is the supervisor that was held up, it must not blame its workers."""
+_MAX_START_SILENCE = 20
+"""The same before the first Applied: compiling a large snapshot keeps a worker from answering."""
 _RESTART_PAUSE_S = (0.05, 10.0)
 _STEADY_S = 30.0
 """A worker that lived this long starts over with the shortest pause."""
@@ -39,15 +44,15 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._queue: QueueSocket | None = None
         self._conversation: asyncio.Task[None] | None = None
-        self._is_stopping = False
         self._applied = asyncio.Condition()
         self.applied_revision = 0
         """Newest revision the present process decides by, 0: none yet."""
         self.restarts = 0
         self.last_error = ""
-        self.stats_arrived = asyncio.Event()
+        self._pings = 0
+        self._answered = asyncio.Condition()
         self.stats: channel.Stats | None = None
-        self._last_heard = 0.0
+        self._is_heard = False
 
     @property
     def queue_number(self) -> int:
@@ -71,55 +76,73 @@ class WorkerProcess:
 
     async def start(self) -> None:
         """Start the process and wait until its queue is bound; raises what keeps it from starting."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "nfqproxy.worker",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                # Ctrl-C in a terminal reaches the process group: workers stop when they are told.
-                start_new_session=True,
-            )
         try:
-            ours.settimeout(_START_TIMEOUT_S)
-            ours.sendall(channel.encode(self._configure))
-            first, queue_fd = await asyncio.to_thread(channel.receive_bound, ours)
-            if isinstance(first, channel.Failed):
-                raise NfqproxyError(first.reason)
-            if queue_fd is not None:
-                self._queue = QueueSocket(socket.socket(fileno=queue_fd), self.queue_number)
-            ours.setblocking(False)
-            reader, self._writer = await asyncio.open_connection(sock=ours)
-        except (OSError, NfqproxyError) as error:
-            ours.close()
+            reader = await self._start_process()
+        except OSError as error:
             await self._end_process()
-            if isinstance(error, NfqproxyError):
-                raise
             raise HostError(
                 f"worker for queue {self.queue_number} did not start ({error}); see its log above"
             ) from None
-        self._last_heard = time.monotonic()
+        except BaseException:
+            await self._end_process()
+            raise
+        self._is_heard = True
+        # No await between the writer and this: a change is in the snapshot or sent after it.
         self.send(self._snapshot())
         self._conversation = asyncio.create_task(
             self._listen(reader), name=f"worker-{self.queue_number}-listen"
         )
 
+    async def _start_process(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "nfqproxy.worker",
+                    str(theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    # Ctrl-C in a terminal reaches the process group: workers stop when told.
+                    start_new_session=True,
+                )
+            ours.settimeout(_START_TIMEOUT_S)
+            ours.sendall(channel.encode(self._configure))
+            first = await asyncio.to_thread(self._receive_first, ours)
+            if isinstance(first, channel.Failed):
+                raise NfqproxyError(first.reason)
+            ours.setblocking(False)
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            # Also wakes a thread that still waits for the first message (start was cancelled), and
+            # makes the worker end.
+            with contextlib.suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
+            ours.close()
+            raise
+        return reader
+
+    def _receive_first(self, link: socket.socket) -> channel.Bound | channel.Failed:
+        first, queue_fd = channel.receive_bound(link)
+        if queue_fd is not None:
+            self._queue = QueueSocket(socket.socket(fileno=queue_fd), self.queue_number)
+        return first
+
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
                 message = await channel.read_to_supervisor(reader)
-                self._last_heard = time.monotonic()
+                self._is_heard = True
                 match message:
                     case channel.Applied():
                         async with self._applied:
                             self.applied_revision = message.revision
                             self._applied.notify_all()
                     case channel.Stats():
-                        self.stats = message
-                        self.stats_arrived.set()
+                        async with self._answered:
+                            self.stats = message
+                            self._answered.notify_all()
                     case channel.Failed():
                         self.last_error = message.reason
                     case channel.Bound():
@@ -129,12 +152,22 @@ class WorkerProcess:
 
     async def fresh_stats(self, timeout_s: float) -> None:
         """Ask for Stats and wait for them; without an answer in time the last ones stay."""
-        self.stats_arrived.clear()
-        self.send(channel.Ping())
-        try:
-            await asyncio.wait_for(self.stats_arrived.wait(), timeout_s)
-        except TimeoutError:
-            pass
+        number = self._ping()
+        async with self._answered:
+            try:
+                await asyncio.wait_for(
+                    self._answered.wait_for(
+                        lambda: self.stats is not None and self.stats.ping >= number
+                    ),
+                    timeout_s,
+                )
+            except TimeoutError:
+                pass
+
+    def _ping(self) -> int:
+        self._pings += 1
+        self.send(channel.Ping(self._pings))
+        return self._pings
 
     def send(self, message: channel.ToWorker) -> None:
         """Send a message; without a process it is dropped (a new one gets the whole snapshot)."""
@@ -143,25 +176,33 @@ class WorkerProcess:
         self._writer.write(channel.encode(message))
 
     async def wait_applied(self, revision: int, timeout_s: float) -> bool:
-        """Wait until the process decides by ``revision`` or later; False when it does not in time."""
+        """Wait until the process decides by ``revision`` or later; False when it does not in time.
+
+        Ends early when the process does: the next one starts with everything.
+        """
+        process = self._process
         async with self._applied:
             try:
                 await asyncio.wait_for(
-                    self._applied.wait_for(lambda: self.applied_revision >= revision), timeout_s
+                    self._applied.wait_for(
+                        lambda: self.applied_revision >= revision or self._process is not process
+                    ),
+                    timeout_s,
                 )
             except TimeoutError:
                 return False
-        return True
+        return self.applied_revision >= revision
 
     async def keep_alive(self) -> None:
-        """Watch the process and replace it when it dies or hangs, until cancelled."""
+        """Watch the process and replace it when it dies or hangs, until cancelled.
+
+        Raises only what no further try would mend.
+        """
         pause_s = _RESTART_PAUSE_S[0]
         while True:
             started = time.monotonic()
             if self._process is not None:
                 await self._watch()
-                if self._is_stopping:
-                    return
                 await self._end_process()
             if time.monotonic() - started > _STEADY_S:
                 pause_s = _RESTART_PAUSE_S[0]
@@ -178,40 +219,52 @@ class WorkerProcess:
         """Return when the process has ended; kill it when it does not answer any more."""
         assert self._process is not None
         ended = asyncio.create_task(self._process.wait(), name=f"worker-{self.queue_number}-wait")
+        silence = 0
         try:
             while True:
                 done, _ = await asyncio.wait([ended], timeout=_PING_INTERVAL_S)
                 if done:
-                    if not self._is_stopping:
-                        code = ended.result()
-                        how = f"signal {-code}" if code < 0 else f"status {code}"
-                        self.last_error = f"process {self.pid} ended with {how}"
-                        log.error(
-                            "worker %s (queue %d) ended with %s; the kernel's fallback serves until"
-                            " a new one is ready",
-                            self.pid,
-                            self.queue_number,
-                            how,
-                        )
+                    code = ended.result()
+                    how = f"signal {-code}" if code < 0 else f"status {code}"
+                    self.last_error = f"process {self.pid} ended with {how}"
+                    log.error(
+                        "worker %s (queue %d) ended with %s; the kernel's fallback serves until"
+                        " a new one is ready",
+                        self.pid,
+                        self.queue_number,
+                        how,
+                    )
                     return
-                self.send(channel.Ping())
-                if time.monotonic() - self._last_heard > _HANG_TIMEOUT_S:
+                silence = 0 if self._is_heard else silence + 1
+                self._is_heard = False
+                if silence == (_MAX_SILENCE if self.is_ready else _MAX_START_SILENCE):
                     log.error("worker %s does not answer; it is replaced", self.pid)
                     self._process.kill()
-                    self._last_heard = time.monotonic()
+                self._ping()
         finally:
             ended.cancel()
 
     async def _end_process(self) -> None:
         """Release the queue, forget the process, make sure that it has ended."""
+        if self._conversation is not None:
+            # What the dead process still said must not be taken for the next one's word.
+            self._conversation.cancel()
+            await asyncio.gather(self._conversation, return_exceptions=True)
+            self._conversation = None
         self.applied_revision = 0
-        if self._queue is not None:
-            self._queue.release()
-            self._queue = None
+        self.stats = None
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            try:
+                queue.release()
+            except (OSError, NfqproxyError) as error:
+                log.error("queue %d was left in a hurry: %s", self.queue_number, error)
         if self._writer is not None:
             self._writer.close()
             self._writer = None
         process, self._process = self._process, None
+        async with self._applied:
+            self._applied.notify_all()
         if process is not None and process.returncode is None:
             try:
                 await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
@@ -220,8 +273,10 @@ class WorkerProcess:
                 await process.wait()
 
     async def stop(self) -> None:
-        """Stop the process; its queue passes everything on before it is unbound."""
-        self._is_stopping = True
+        """Stop the process; its queue passes everything on before it is unbound.
+
+        ``keep_alive`` must have ended, or it starts another.
+        """
         self.send(channel.Stop())
         process = self._process
         if process is not None:

@@ -97,9 +97,9 @@ class Worker:
         self._is_closed = False
 
     def _classifier(self) -> SourceClassifier:
+        self._addresses = self._routes.addresses()
         return SourceClassifier(
-            self._configure.cluster_cidrs,
-            (address.address for address in self._routes.addresses()),
+            self._configure.cluster_cidrs, (address.address for address in self._addresses)
         )
 
     async def serve(self, stream: asyncio.StreamReader) -> None:
@@ -117,7 +117,7 @@ class Worker:
                 case channel.Plans():
                     self._take_plans(message)
                 case channel.Ping():
-                    self._send(self._stats())
+                    self._send(self._stats(message.number))
                 case channel.Stop():
                     return
                 case channel.Configure():
@@ -130,7 +130,8 @@ class Worker:
     def _on_routes(self) -> None:
         if self._routes.changed():
             self._dataplane.forget_masquerade_sources()
-            self._dataplane.set_classifier(self._classifier())
+            if self._routes.addresses() is not self._addresses:
+                self._dataplane.set_classifier(self._classifier())
 
     def _take_plans(self, message: channel.Plans) -> None:
         if message.is_whole:
@@ -146,9 +147,10 @@ class Worker:
             self._is_open = True
         self._send(channel.Applied(message.revision))
 
-    def _stats(self) -> channel.Stats:
+    def _stats(self, ping: int) -> channel.Stats:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return channel.Stats(
+            ping=ping,
             packets=self._engine.packets,
             batches=self._engine.batches,
             installed=self._engine.installed,

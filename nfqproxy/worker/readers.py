@@ -27,6 +27,13 @@ _SLOT_BYTES = 512
 """Room for one message: the copied bytes and every attribute the kernel sends beside them."""
 
 
+_MAX_LAYOUTS = 8
+"""Layouts of messages that are remembered: forwarded or from the node, with a mark or without, ..."""
+
+_Layout = tuple[Callable[..., tuple[int, ...]], tuple[int, ...], int]
+"""unpack_from of everything up to the payload, the attribute headers it must find, payload offset."""
+
+
 class QueueReader(Protocol):
     """Takes packets off one queue. Every packet read is answered exactly once, by ``answer``."""
 
@@ -72,7 +79,8 @@ class NetlinkReader:
         self.verdict_errors = 0
         self._receiver = BatchReceiver(self.fileno(), slots=BATCH, slot_bytes=_SLOT_BYTES)
         self._send = self.queue_socket.handle.send
-        self._learn_layout(())
+        self._layouts: list[_Layout] = []
+        self._layout = self._learn_layout(())
         # One message accepts everything up to an id: all before the id is constant.
         self._accept_up_to = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)[:-4]
 
@@ -85,11 +93,12 @@ class NetlinkReader:
         """See QueueReader."""
         return self.queue_socket.handle.fileno()
 
-    def _learn_layout(self, headers: tuple[int, ...]) -> None:
+    def _learn_layout(self, headers: tuple[int, ...]) -> _Layout:
         """Remember the attributes between NFQA_PACKET_HDR and NFQA_PAYLOAD, as header words.
 
-        They are the same for nearly all packets of a hook, so that one unpack checks them all and finds
-        the payload, where a walk from attribute to attribute would cost more than the decision.
+        They are the same for nearly all packets of a hook and a kind of sender, so that one unpack checks
+        them all and finds the payload, where a walk from attribute to attribute would cost more than the
+        decision.
         """
         layout = "=IH18xI2xBx"
         offset = self._PACKET_HEADER_END
@@ -99,9 +108,27 @@ class NetlinkReader:
             layout += f"I{padded - 4}x"
             offset += padded
         layout += "2xH"
-        self._unpack = Struct(layout).unpack_from
-        self._expected = (*headers, nfqueue.NFQA_PAYLOAD)
-        self._payload_at = offset + 4
+        learnt = Struct(layout).unpack_from, (*headers, nfqueue.NFQA_PAYLOAD), offset + 4
+        self._layouts = [learnt, *self._layouts[: _MAX_LAYOUTS - 1]]
+        return learnt
+
+    def _decode(self, slots: bytes, start: int, index: int) -> QueuedPacket | None:
+        """Read a message that has not the layout of the one before; its own is tried first next time."""
+        for layout in self._layouts:
+            unpack, expected, payload_at = layout
+            fields = unpack(slots, start)
+            if (
+                fields[4:] == expected
+                and fields[1] == nfqueue.MSG_PACKET
+                and fields[0] <= _SLOT_BYTES
+            ):
+                self._layout = layout
+                return fields[2], fields[3], slots[start + payload_at : start + fields[0]]
+        data = slots[start : start + self._receiver.length(index)]
+        walked = self._walk(data)
+        if walked is None:
+            self._count_errors(data)
+        return walked
 
     def _walk(self, data: bytes) -> QueuedPacket | None:
         """Read one message attribute by attribute; learn its layout for the next ones."""
@@ -115,7 +142,7 @@ class NetlinkReader:
         while offset + 4 <= len(data):
             length, attribute = self._ATTRIBUTE(data, offset)
             if attribute == nfqueue.NFQA_PAYLOAD:
-                self._learn_layout(tuple(headers))
+                self._layout = self._learn_layout(tuple(headers))
                 return packet_id, hook, data[offset + 4 : offset + length]
             if length < 4:
                 break
@@ -138,22 +165,19 @@ class NetlinkReader:
         append = packets.append
         packet_type = nfqueue.MSG_PACKET
         slot_bytes = _SLOT_BYTES
+        layout = self._layout
+        unpack, expected, payload_at = layout
         for start in range(0, count * slot_bytes, slot_bytes):
-            fields = self._unpack(slots, start)
-            if (
-                fields[4:] == self._expected
-                and fields[1] == packet_type
-                and fields[0] <= slot_bytes
-            ):
-                payload = slots[start + self._payload_at : start + fields[0]]
-                append((fields[2], fields[3], payload))
+            fields = unpack(slots, start)
+            if fields[4:] == expected and fields[1] == packet_type and fields[0] <= slot_bytes:
+                append((fields[2], fields[3], slots[start + payload_at : start + fields[0]]))
                 continue
-            data = slots[start : start + self._receiver.length(start // slot_bytes)]
-            walked = self._walk(data)
-            if walked is not None:
-                append(walked)
-            else:
-                self._count_errors(data)
+            decoded = self._decode(slots, start, start // slot_bytes)
+            if decoded is not None:
+                append(decoded)
+            if self._layout is not layout:
+                layout = self._layout
+                unpack, expected, payload_at = layout
         return packets
 
     def _count_errors(self, data: bytes) -> None:

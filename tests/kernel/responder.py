@@ -4,6 +4,7 @@ TCP: a connection is greeted with one line ``NAME CLIENT-ADDRESS CLIENT-PORT`` a
 the client closes. UDP: each datagram is answered by that line followed by the datagram.
 """
 
+import itertools
 import selectors
 import socket
 import threading
@@ -190,11 +191,32 @@ def ask_tcp(namespace: Namespace, address: str, port: int, timeout_s: float = TI
         return connection.answer
 
 
-def ask_udp(namespace: Namespace, address: str, port: int, timeout_s: float = TIMEOUT_S) -> Answer:
-    """Send one datagram from a fresh socket and return who answered."""
-    with namespace.socket(family_of(address), socket.SOCK_DGRAM) as sock:
-        sock.settimeout(timeout_s)
-        sock.connect((address, port))
+# Below the range from which the kernel takes ports by itself.
+_FLOW_PORTS = itertools.cycle(range(20000, 30000))
+
+
+def new_flow(
+    namespace: Namespace, address: str, port: int, timeout_s: float = TIMEOUT_S
+) -> socket.socket:
+    """A UDP socket connected from a source port that no other socket of this function had lately.
+
+    The kernel would give out a port again whose flow conntrack and the set of known flows still hold.
+    """
+    sock = namespace.socket(family_of(address), socket.SOCK_DGRAM)
+    sock.settimeout(timeout_s)
+    sock.bind(("::" if ":" in address else "0.0.0.0", next(_FLOW_PORTS)))
+    sock.connect((address, port))
+    return sock
+
+
+def ask_udp(
+    namespace: Namespace,
+    address: str,
+    port: int,
+    timeout_s: float = TIMEOUT_S,
+) -> Answer:
+    """Send one datagram of a new flow and return who answered."""
+    with new_flow(namespace, address, port, timeout_s) as sock:
         sock.send(b"ping")
         data = sock.recv(65536)
     assert data.endswith(b"ping")

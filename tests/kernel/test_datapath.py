@@ -12,7 +12,7 @@ from nfqproxy.kernel.counters import rule_counters
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.model import Family, Protocol
 from tests.kernel.proxy import READERS
-from tests.kernel.responder import TIMEOUT_S, Answer, ask_tcp, ask_udp, family_of, parse
+from tests.kernel.responder import TIMEOUT_S, Answer, ask_tcp, ask_udp, family_of, new_flow, parse
 from tests.kernel.world import (
     NODE4,
     NODE6,
@@ -143,9 +143,7 @@ class Flow:
     """One UDP socket and who answers it."""
 
     def __init__(self, namespace: Namespace, address: str, port: int) -> None:
-        self.socket = namespace.socket(family_of(address), socket.SOCK_DGRAM)
-        self.socket.settimeout(TIMEOUT_S)
-        self.socket.connect((address, port))
+        self.socket = new_flow(namespace, address, port)
         self.names: set[str] = set()
         self.answered = 0
 

@@ -43,6 +43,7 @@ def web(built: Topology, *weights: int) -> list[Manifest]:
 def who_answers(built: Topology, vip: str, count: int = 40) -> Counter[str]:
     namespace = built.client.namespace
     names = Counter(ask_tcp(namespace, vip, 80).name for _ in range(count))
+    # New flows: one that conntrack knows stays with its backend.
     names.update(ask_udp(namespace, vip, 80).name for _ in range(count))
     return names
 

@@ -16,7 +16,7 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from nfqproxy.model import Family, Protocol
 from tests.kernel.proxy import READERS
-from tests.kernel.responder import TIMEOUT_S, family_of, parse
+from tests.kernel.responder import TIMEOUT_S, new_flow, parse
 from tests.kernel.world import NODE4, NODE6, SCTP4, WEB4, WEB6, World, world
 
 NO_OPERATION, ROUTER_ALERT = b"\x01", b"\x94\x04\x00\x00"  # RFC 791, RFC 2113
@@ -124,10 +124,8 @@ def test_fragmented_datagram_is_decided_whole(running: World, vip: str) -> None:
     payload = random.Random(1).randbytes(6000)
     with (
         running.queues({(Family.IPV6 if ":" in vip else Family.IPV4, Protocol.UDP): 1}),
-        running.client.socket(family_of(vip), socket.SOCK_DGRAM) as sock,
+        new_flow(running.client, vip, 80) as sock,
     ):
-        sock.settimeout(TIMEOUT_S)
-        sock.connect((vip, 80))
         for _ in range(3):
             sock.send(payload)
             assert sock.recv(65536).split(b"\n", 1)[1] == payload

@@ -71,7 +71,9 @@ def assemble(
             or headers.src == address
             or (who is ClientClass.POD and not backend.in_pod_network)
         )
-        source = masquerade_source(address) if masquerade else None
+        source = masquerade_source(address) if masquerade else b""
+        if source is None:
+            continue
         entries.append(
             ctnetlink.new_entry(
                 ctnetlink.Tuple(
@@ -82,7 +84,7 @@ def assemble(
                     dst_port=headers.dst_port,
                 ),
                 dnat=ctnetlink.Nat(address=address, port=backend.port),
-                snat=ctnetlink.Nat(address=source) if source is not None else None,
+                snat=ctnetlink.Nat(address=source) if source else None,
                 timeout_s=ENTRY_TIMEOUT_S,
                 seq=len(entries) + 1,
             )

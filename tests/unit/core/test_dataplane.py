@@ -1,5 +1,6 @@
 """The packet path: equal to the obvious reference for any plan and packet, and robust by itself."""
 
+import gc
 import struct
 from ipaddress import ip_address
 from random import Random
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfqproxy.core.dataplane import Dataplane
+from nfqproxy.core.dataplane import Dataplane, Target
 from nfqproxy.core.sources import SourceClassifier
 from nfqproxy.model import (
     Action,
@@ -253,12 +254,39 @@ def test_routes_are_asked_again_after_a_change() -> None:
     assert len(asked) == 2
 
 
-def test_without_a_route_the_connection_is_made_unmasqueraded_and_counted() -> None:
-    dataplane = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: None)
+def test_without_a_route_a_masqueraded_connection_passes_and_is_counted() -> None:
+    found: list[bytes | None] = [None, None, bytes([192, 0, 2, 1])]
+    dataplane = Dataplane(
+        rng=Random(1), classifier=classifier(), masquerade_source=lambda _: found.pop(0)
+    )
     dataplane.upsert([one_plan((1,), masquerade=True)])
-    entries, _ = dataplane.assemble([syn(1000), syn(1001)])
-    assert len(entries) == 2
+    assert dataplane.assemble([syn(1000), syn(1001)]) == ([], [])
     assert dataplane.no_route == 2
+    entries, _ = dataplane.assemble([syn(1000)])  # asked again: now there is a route
+    assert len(entries) == 1
+
+
+def test_a_backend_on_the_node_itself_sees_the_client() -> None:
+    """What is delivered locally never passes POSTROUTING, where MASQUERADE would be."""
+    dataplane = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: b"")
+    dataplane.upsert([one_plan((1,), masquerade=True)])
+    plain = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: None)
+    plain.upsert([one_plan((1,), masquerade=False)])
+    assert dataplane.assemble([syn(1000)]) == plain.assemble([syn(1000)])
+    assert dataplane.no_route == 0
+
+
+def test_a_backend_that_leaves_leaves_nothing_behind() -> None:
+    def targets() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Target) for thing in gc.get_objects())
+
+    before = targets()
+    dataplane = make(one_plan((1,), masquerade=True))
+    for number in range(20):
+        dataplane.upsert([one_plan((1,), masquerade=True, first=number)])
+        dataplane.assemble([syn(1000)])
+    assert targets() == before + 1
 
 
 def test_a_raising_balancer_costs_its_own_packets_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,115 @@
+"""Exactly one verdict a packet, whatever goes wrong; errors no kernel can be made to give on demand.
+
+The conntrack socket here answers by script: a full table (ENOMEM) or an error of unknown meaning cannot be
+provoked in a namespace. What the real kernel does is tested in tests/kernel.
+"""
+
+import errno
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from nfqproxy.core.dataplane import Dataplane, QueuedPacket
+from nfqproxy.errors import KernelError
+from nfqproxy.worker.engine import Engine
+from tests.unit.core.test_dataplane import make, one_plan, syn
+
+
+class Verdicts:
+    """A reader that hands out given batches and keeps the answers."""
+
+    overruns = 0
+    verdict_errors = 0
+    holds_packets = False
+
+    def __init__(self, *batches: list[QueuedPacket]) -> None:
+        self._batches = list(batches)
+        self.accepted: list[int] = []
+        self.dropped: list[int] = []
+
+    def read(self) -> list[QueuedPacket]:
+        return self._batches.pop(0) if self._batches else []
+
+    def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
+        self.dropped += dropped
+        self.accepted += [packet[0] for packet in packets if packet[0] not in dropped]
+
+
+class Scripted:
+    """A conntrack socket whose answers are given; raises those that are exceptions."""
+
+    overruns = 0
+
+    def __init__(self, *outcomes: Any, find: Any = None) -> None:
+        self._outcomes = list(outcomes)
+        self._find = find
+
+    def create(self, entries: Sequence[bytes]) -> list[tuple[int, int]]:
+        outcome = self._outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return list(outcome)
+
+    def find(self, original: object) -> object:
+        if isinstance(self._find, Exception):
+            raise self._find
+        return self._find
+
+
+def run(
+    conntrack: Scripted, dataplane: Dataplane | None = None, ports: Sequence[int] = (1, 2, 3)
+) -> tuple[Engine, Verdicts]:
+    reader = Verdicts([syn(port) for port in ports])
+    engine = Engine(reader, dataplane or make(one_plan()), conntrack)  # type: ignore[arg-type]
+    engine.run_ready()
+    return engine, reader
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOBUFS, errno.EINVAL, errno.EPERM])
+def test_a_failed_entry_is_counted_by_its_name_and_the_packet_passes(code: int) -> None:
+    engine, reader = run(Scripted([(2, code)]))
+    assert reader.accepted == [1, 2, 3]
+    assert engine.installed == 2
+    assert engine.counters() == {f"error_{errno.errorcode[code]}": 1}
+
+
+def test_an_errno_without_a_name_is_counted_too() -> None:
+    engine, reader = run(Scripted([(1, 4000)]))
+    assert reader.accepted == [1, 2, 3]
+    assert engine.counters() == {"error_4000": 1}
+
+
+def test_a_socket_that_fails_costs_no_verdict() -> None:
+    engine, reader = run(Scripted(OSError(errno.ENOBUFS, "no buffer space")))
+    assert reader.accepted == [1, 2, 3]
+    assert engine.counters() == {"batch_errors": 1}
+
+
+def test_a_decision_that_raises_costs_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataplane = make(one_plan())
+    monkeypatch.setattr(dataplane, "assemble", lambda packets: 1 / 0)
+    engine, reader = run(Scripted(), dataplane)
+    assert reader.accepted == [1, 2, 3]
+    assert engine.counters() == {"batch_errors": 1}
+
+
+@pytest.mark.parametrize("failure", [KernelError("look", errno.EIO), OSError(errno.ENOBUFS, "")])
+def test_mending_that_fails_costs_no_verdict(failure: Exception) -> None:
+    engine, reader = run(Scripted([(1, errno.EEXIST), (3, errno.EEXIST)], find=failure))
+    assert reader.accepted == [1, 2, 3]
+    assert engine.counters() == {"mend_errors": 2}
+
+
+def test_an_entry_that_has_just_gone_is_made_at_the_second_try() -> None:
+    engine, reader = run(Scripted([(1, errno.EEXIST)], [], find=None))
+    assert reader.accepted == [1, 2, 3]
+    assert engine.installed == 3
+    assert engine.counters() == {"vanished": 1}
+
+
+def test_a_clash_of_reply_tuples_is_left_to_what_stands_behind() -> None:
+    engine, reader = run(Scripted([(1, errno.EEXIST)], [(1, errno.EEXIST)], find=None))
+    assert reader.accepted == [1, 2, 3]
+    assert engine.installed == 2
+    assert engine.counters() == {"vanished_failed": 1}
