@@ -403,6 +403,12 @@ def test_an_interrupt_leaves_nothing(
     assert state(node.name) == before
 
 
+def parent_of(pid: int) -> int:
+    """Parent process id; 0 when the process has gone."""
+    stat = read(Path(f"/proc/{pid}/stat"))
+    return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
+
+
 def signal_doctor(mark: str, number: signal.Signals) -> None:
     """Signal the one process of this run whose command line says so."""
     pids = [
@@ -411,6 +417,8 @@ def signal_doctor(mark: str, number: signal.Signals) -> None:
         if b"nfqproxy\0doctor" in read(process)
         and f"{MARK}={mark}".encode() in read(process.parent / "environ")
     ]
+    # A child between fork and exec still bears doctor's command line.
+    pids = [pid for pid in pids if parent_of(pid) not in pids]
     assert len(pids) == 1
     os.kill(pids[0], number)
 
