@@ -1,5 +1,6 @@
 """``python -m nfqproxy`` and the command ``nfqproxy``: loads the command line, then runs it."""
 
+import signal
 import sys
 
 
@@ -9,7 +10,11 @@ def main() -> None:
         from nfqproxy.cli.main import main as run
     except KeyboardInterrupt:
         sys.exit(130)
-    run()
+    try:
+        run()
+    finally:
+        # The interpreter still waits for threads that finish a change: a second Ctrl-C waits as well.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

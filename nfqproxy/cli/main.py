@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 failed, 2 wrong usage or bad input, 3 the host lacks somethi
 
 import difflib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -77,12 +78,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="nfqproxy: %(message)s")
     # It logs every inotify event at INFO.
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without UTF-8 shows "?" for what it lacks (a bar, a Greek letter), and the rest.
+        sys.stdout.reconfigure(errors="replace")
     os.environ["PATH"] = complete_path(os.environ.get("PATH"))
     try:
         status = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(_INTERRUPTED)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(_INTERRUPTED)
     except click.ClickException as error:
         error.show()

@@ -17,7 +17,7 @@ from nfqproxy.lab import state as states
 from nfqproxy.lab.jobs import Target
 from nfqproxy.lab.manifest import DNS_VIP4, WEB_VIP4, WEB_VIP6, backend_name, manifest
 from nfqproxy.lab.servers import WHOAMI, require_programs, start_dns, start_web
-from nfqproxy.lab.state import LabState
+from nfqproxy.lab.state import FIRST_UDP_PORT, LabState
 from nfqproxy.lab.topology import Topology
 
 __all__ = ["DNS", "PLAIN", "PROGRAMS", "WEB", "WEB6", "Lab"]
@@ -192,8 +192,12 @@ class Lab:
         states.save(self.state)
 
     def take_ports(self, count: int) -> int:
-        """Reserve UDP source ports that no flow of an earlier run has; the first of them."""
-        low, high = 33000, 60000
+        """Reserve UDP source ports that no flow of an earlier run has; the first of them.
+
+        Below those that the kernel gives out (ip_local_port_range begins at 32768): somebody's dig
+        would have made one of them a flow that is known already, and not queued again.
+        """
+        low, high = FIRST_UDP_PORT, 32_000
         if count > high - low:
             raise HostError(f"{count} queries need as many source ports; {high - low} are the most")
         first = self.state.next_port if self.state.next_port + count <= high else low

@@ -16,9 +16,11 @@ from nfqproxy.kernel.netns import remove_namespaces
 from nfqproxy.kernel.processes import ProcessRef, stop_processes, uninterrupted
 from nfqproxy.lab.topology import Topology, TopologySpec
 
-__all__ = ["LabState", "claim", "load", "names", "remove", "save"]
+__all__ = ["FIRST_UDP_PORT", "LabState", "claim", "load", "names", "remove", "save"]
 
 FOLDER = Path("/run/nfqproxy-lab")
+FIRST_UDP_PORT = 5_000
+"""The first source port of the load's UDP flows."""
 
 
 class LabState(Struct, frozen=True, kw_only=True):
@@ -36,7 +38,7 @@ class LabState(Struct, frozen=True, kw_only=True):
     """The process that builds it or runs its traffic; None once it stands by itself."""
     processes: tuple[ProcessRef, ...] = ()
     """Servers and the proxy, each the leader of its session."""
-    next_port: int = 33000
+    next_port: int = FIRST_UDP_PORT
     """First UDP source port that no run has used yet."""
 
     @property

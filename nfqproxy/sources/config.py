@@ -118,7 +118,9 @@ def load(path: Path) -> ProxyConfig:
     """Read a configuration file; ManifestError names the file and the field."""
     try:
         documents = [
-            value for value in parse_yaml(on_disk.read(path).decode()) if value is not None
+            value
+            for value in parse_yaml(on_disk.read(path, "configuration").decode())
+            if value is not None
         ]
     except DocumentError as error:
         raise ManifestError(

@@ -39,22 +39,21 @@ def files(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
-def read(file: Path) -> bytes:
-    """The bytes of a manifest file; raises ManifestError."""
+def read(file: Path, kind: str = "manifest") -> bytes:
+    """The bytes of a file of this kind; raises ManifestError."""
     try:
         if file.exists() and not file.is_file():
-            raise ManifestError("is no regular file; give a manifest file", file=str(file))
+            raise ManifestError(f"is no regular file; give a {kind} file", file=str(file))
         return file.read_bytes()
     except OSError as error:
-        raise unreadable(file, error) from None
+        raise unreadable(file, error, kind) from None
 
 
-def unreadable(path: Path, error: OSError) -> ManifestError:
+def unreadable(path: Path, error: OSError, kind: str = "manifest") -> ManifestError:
     """The error for a path that the system refuses."""
     reason = (error.strerror or str(error)).lower()
-    return ManifestError(
-        f"cannot be read: {reason}; give the path of a manifest file or directory", file=str(path)
-    )
+    wanted = "manifest file or directory" if kind == "manifest" else f"{kind} file"
+    return ManifestError(f"cannot be read: {reason}; give the path of a {wanted}", file=str(path))
 
 
 def status(paths: Sequence[Path]) -> Status:

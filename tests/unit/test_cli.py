@@ -1,6 +1,7 @@
 """The command line without privileges: usage errors, help, rendering, exit statuses."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -195,6 +196,30 @@ def test_module_and_script_are_the_same_command() -> None:
     }
     assert len(outputs) == 1
     assert "NFQPROXY-QUEUE" in outputs.pop()
+
+
+def test_a_terminal_without_utf_8_is_no_traceback() -> None:
+    """The text of an answer may hold what the terminal cannot show."""
+    script = (
+        "import sys; from nfqproxy.cli import main as it, status;"
+        "status.admin.ask = lambda verb: {'greek': '\u03c7\u00b2'};"
+        "status._show = lambda document: print(document['greek'], 'shown');"
+        "sys.argv = ['nfqproxy', 'status']; it.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "?? shown\n", "")
+
+
+def test_a_configuration_that_is_not_there(cli: RunCli, tmp_path: Path) -> None:
+    status, _, err = cli("run", "--config", str(tmp_path / "none.yaml"))
+    assert status == 2
+    assert err.endswith("no such file or directory; give the path of a configuration file\n")
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

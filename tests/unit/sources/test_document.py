@@ -135,7 +135,7 @@ def test_characters_outside_yaml_are_refused():
 @pytest.mark.parametrize(
     ("text", "line", "column", "problem"),
     [
-        ('{"a": 1,}', 1, 9, "not JSON: "),
+        ('{"a": 1, 2}', 1, 10, "not JSON: "),
         ("", 1, 1, "not JSON: expecting value"),
         ('{"a": {"b": 1,\n"b": 2}}', 0, 0, 'the key "b" is given twice'),
         ("[" * 200_000, 0, 0, "nested too deeply"),

@@ -33,6 +33,7 @@ def fails(*paths):
     return caught.value
 
 
+@pytest.mark.skipif(not SHARED.is_file(), reason=f"needs {SHARED}, beside the repository")
 def test_the_shared_manifests_become_the_table_that_kube_proxy_served():
     objects = load([SHARED])
     table = service_ports(objects, node_name="n1")
