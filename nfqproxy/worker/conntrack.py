@@ -6,7 +6,7 @@ those that do not are waiting to be read (KERNEL 3).
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nfqproxy.errors import KernelError
 from nfqproxy.wire import ctnetlink, nlmsg
@@ -42,47 +42,38 @@ class ConntrackSocket:
         self._send(b"".join(entries))
         return self._failures()
 
-    def _failures(self) -> list[tuple[int, int]]:
-        failures: list[tuple[int, int]] = []
+    def _answers(self) -> Iterator[nlmsg.Message]:
+        """All messages that wait; answers lost to a full buffer are counted."""
         while True:
             try:
                 data = self._receive(_ANSWER_BYTES)
             except BlockingIOError:
-                return failures
+                return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self.overruns += 1
                 continue
-            for message in nlmsg.messages(data):
-                if message.type == nlmsg.NLMSG_ERROR:
-                    ack = nlmsg.ack(message)
-                    if ack.errno:
-                        failures.append((ack.seq, ack.errno))
+            yield from nlmsg.messages(data)
+
+    def _failures(self) -> list[tuple[int, int]]:
+        acks = [nlmsg.ack(each) for each in self._answers() if each.type == nlmsg.NLMSG_ERROR]
+        return [(ack.seq, ack.errno) for ack in acks if ack.errno]
 
     def find(self, original: ctnetlink.Tuple) -> ctnetlink.Entry | None:
         """The entry of an original tuple, None when there is none. KernelError for anything else."""
         self._send(ctnetlink.get_entry(original, _SINGLE))
         found: ctnetlink.Entry | None = None
-        while True:
-            try:
-                data = self._receive(_ANSWER_BYTES)
-            except BlockingIOError:
-                return found
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
+        for message in self._answers():
+            if message.seq != _SINGLE:
                 continue
-            for message in nlmsg.messages(data):
-                if message.seq != _SINGLE:
-                    continue
-                if message.type == nlmsg.NLMSG_ERROR:
-                    code = nlmsg.ack(message).errno
-                    if code not in (0, errno.ENOENT):
-                        raise KernelError("look a conntrack entry up", code)
-                else:
-                    found = ctnetlink.parse_entry(message.payload)
+            if message.type == nlmsg.NLMSG_ERROR:
+                code = nlmsg.ack(message).errno
+                if code not in (0, errno.ENOENT):
+                    raise KernelError("look a conntrack entry up", code)
+            else:
+                found = ctnetlink.parse_entry(message.payload)
+        return found
 
     def replace(self, existing: ctnetlink.Entry, entry: bytes) -> int:
         """Delete ``existing`` (that one, not one that took its place) and carry out a CT_NEW message.
