@@ -1,0 +1,1 @@
+"""One module per kind of measurement; each is a :class:`bench.observation.Experiment`."""
