@@ -46,11 +46,14 @@ def plans_for_node(
     return {key: plan for key, plan in plans.items() if is_served(plan)}
 
 
+def is_steered(port: ServicePort, settings: NodeSettings) -> bool:
+    """Whether the service port is this proxy's business: beside kube-proxy only the marked ones."""
+    return port.steered or settings.steer_all or not settings.is_overlay
+
+
 def steered_ports(ports: Iterable[ServicePort], settings: NodeSettings) -> tuple[ServicePort, ...]:
-    """The service ports that are this proxy's business: beside kube-proxy only the steered ones."""
-    return tuple(
-        port for port in ports if port.steered or settings.steer_all or not settings.is_overlay
-    )
+    """The service ports that are this proxy's business."""
+    return tuple(port for port in ports if is_steered(port, settings))
 
 
 class Planner:
@@ -78,6 +81,12 @@ class Planner:
                 for plan in self._plans_of_kind(port, kind):
                     plans.setdefault(plan.key, plan)
         return plans
+
+    def plans_of(self, port: ServicePort) -> Iterable[tuple[int, FrontendPlan]]:
+        """The plans of one port alone, each with the rank of its kind in the match order (2.5)."""
+        for rank, kind in enumerate(FrontendKind):
+            for plan in self._plans_of_kind(port, kind):
+                yield rank, plan
 
     def _addresses(self, port: ServicePort, kind: FrontendKind) -> tuple[str, ...]:
         match kind:
