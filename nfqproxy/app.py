@@ -239,8 +239,8 @@ class App:
             await self._health_ports.close()
 
     async def _follow(self) -> None:
-        async for objects in self._source.changes(self._stop):
-            self._wanted = self._plans(objects)
+        async for _ in self._source.changes(self._stop):
+            self._wanted = self._plans(self._source.objects)
             await self._publish()
 
     async def _reload_on_hangup(self) -> None:
@@ -248,9 +248,8 @@ class App:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            objects = await self._source.reload()
-            if objects is not None:
-                self._wanted = self._plans(objects)
+            if await self._source.reload():
+                self._wanted = self._plans(self._source.objects)
             await self._publish(anew=True)
 
     async def _catch_up(self) -> None:

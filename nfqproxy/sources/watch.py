@@ -9,6 +9,8 @@ watch stood) shows in a comparison of file status every :data:`RECHECK_S` second
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 RECHECK_S = 1.0
 """How often file status is compared beside inotify, seconds; as much again per 1,000 files."""
-SETTLE_MS = 20
+SETTLE_MS = 5
 """A burst of changes ends after this long without one, milliseconds."""
 BURST_MS = 400
 """A burst that does not end is told after this long, milliseconds."""
@@ -28,13 +30,14 @@ BURST_MS = 400
 
 async def watch(
     paths: Sequence[Path], stop: asyncio.Event, *, since: on_disk.Status | None = None
-) -> AsyncGenerator[None, None]:
-    """One None after each burst of changes to the paths, until ``stop`` is set.
+) -> AsyncGenerator[frozenset[Path] | None, None]:
+    """After each burst of changes the manifest files it was about, until ``stop`` is set.
 
-    ``since`` is the status before the last reading (default: now), so that a change between that
-    reading and the first wait is told too. The paths need not exist.
+    None: any of the paths' files may have changed, come or gone. ``since`` is the status before the last
+    reading (default: now), so that a change between that reading and the first wait is told too. The
+    paths need not exist.
     """
-    seen = on_disk.status(paths) if since is None else since
+    seen = on_disk.status(paths) if since is None else dict(since)
     is_told = False
     while not stop.is_set():
         # The consumer may have taken its time: look until there is nothing new, then watch. What
@@ -43,6 +46,7 @@ async def watch(
             seen = now
             yield None
         directories = on_disk.directories(paths)
+        known = _by_absolute_name(seen)
         watcher = watchfiles.awatch(
             *directories,
             watch_filter=None,
@@ -59,12 +63,16 @@ async def watch(
                 async for burst in bursts:
                     if on_disk.directories(paths) != directories:
                         break
-                    now = await asyncio.to_thread(on_disk.status, paths)
-                    names = {name for name, *_ in now}
-                    # A write that leaves time and size as they were is told by inotify alone.
-                    if now != seen or any(name in names for _, name in burst):
-                        seen = now
-                        yield None
+                    altered = _altered({name for _, name in burst}, known) if burst else None
+                    if altered is None:
+                        # A write that leaves time and size as they were is told by inotify alone.
+                        now = await asyncio.to_thread(on_disk.status, paths)
+                        if now != seen or any(name in now for _, name in burst):
+                            seen, known = now, _by_absolute_name(now)
+                            yield None
+                    elif altered:
+                        seen.update((name, on_disk.file_status(name)) for name in altered)
+                        yield frozenset(map(Path, altered))
         except FileNotFoundError:
             # A directory went between listing and watching: list again.
             await asyncio.sleep(0.05)
@@ -80,6 +88,33 @@ async def watch(
                     RECHECK_S,
                 )
             await _pause(stop, RECHECK_S)
+
+
+def _by_absolute_name(seen: on_disk.Status) -> dict[str, str]:
+    return {os.path.abspath(name): name for name in seen}  # noqa: PTH100 - thousands of strings
+
+
+def _altered(names: set[str], known: dict[str, str]) -> list[str] | None:
+    """The manifests among the names of a burst; None when that may not be all there is to it.
+
+    A temporary file that an editor renamed away, or an ordinary file that is no manifest, means nothing;
+    a new manifest, one that went, a link or a directory may mean anything.
+    """
+    altered: list[str] = []
+    for name in names:
+        try:
+            mode = os.lstat(name).st_mode
+        except OSError:
+            if name in known:
+                return None
+            continue
+        if not stat.S_ISREG(mode):
+            return None
+        if name in known:
+            altered.append(known[name])
+        elif name.endswith(on_disk.SUFFIXES):
+            return None
+    return altered
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

@@ -71,9 +71,8 @@ def follow(paths, *steps, directory):
                     coming = asyncio.create_task(anext(changes))
                     await standing(directory)
                     await action(source)
-                    objects = await coming
-                    assert [item.name for item in objects.services] == expected
-                    assert source.objects is objects
+                    assert await coming
+                    assert [item.name for item in source.objects.services] == expected
                     assert source.last_error is None
                 coming = asyncio.create_task(anext(changes, None))
                 await standing(directory)
@@ -118,7 +117,7 @@ def test_a_file_that_is_removed_and_comes_back(tmp_path):
 
     async def remove_and_restore(source):
         path.unlink()
-        assert await source.reload() is None
+        assert not await source.reload()
         assert "no such file or directory" in source.last_error
         path.write_text(service("b"))
 
@@ -150,7 +149,7 @@ def test_a_directory_that_is_removed_and_made_anew(tmp_path):
 
     async def remove_and_restore(source):
         shutil.rmtree(tmp_path / "above")
-        assert await source.reload() is None
+        assert not await source.reload()
         assert source.last_error is not None
         directory.mkdir(parents=True)
         path.write_text(service("b"))
@@ -213,8 +212,8 @@ def test_a_change_between_loading_and_watching_is_not_lost(tmp_path):
         path.write_text(service("b"))
         async with asyncio.timeout(TIMEOUT_S):
             async with contextlib.aclosing(source.changes(asyncio.Event())) as changes:
-                objects = await anext(changes)
-        assert [item.name for item in objects.services] == ["b"]
+                change = await anext(changes)
+        assert [item.name for item in change.upserts] == ["b"]
 
     asyncio.run(run())
 
@@ -229,19 +228,19 @@ def test_a_bad_file_is_told_once_and_the_last_good_state_stays(tmp_path, caplog)
         source = FileSource([path])
         good = source.load()
         path.write_text(bad)
-        assert await source.reload() is None
-        assert await source.reload() is None
+        assert not await source.reload()
+        assert not await source.reload()
         os.utime(path)
-        assert await source.reload() is None
-        assert source.objects is good
+        assert not await source.reload()
+        assert source.objects == good
         assert source.last_error == (
             f"{path}: Service default/a: spec.ports[0].port: 70000 is out of range; give 1 to 65535"
         )
         path.write_text(service("a"))
-        assert await source.reload() is None  # the same objects as before
+        assert not await source.reload()  # the same objects as before
         assert source.last_error is None
         path.write_text(service("b"))
-        assert await source.reload() is not None
+        assert await source.reload()
 
     asyncio.run(run())
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
@@ -273,7 +272,7 @@ def test_a_touch_without_change_gives_nothing(tmp_path):
 
     async def touch_then_write(source):
         os.utime(path)
-        assert await source.reload() is None
+        assert not await source.reload()
         path.write_text(service("b"))
 
     follow([path], (touch_then_write, ["b"]), directory=tmp_path)
@@ -299,7 +298,7 @@ async def run(path, text):
         coming = asyncio.create_task(anext(source.changes(stop)))
         await asyncio.sleep(0.1)
         path.write_text(text)
-        print(*(item.name for item in (await coming).services))
+        print(*(item.name for item in (await coming).upserts))
 
 asyncio.run(run(Path(sys.argv[1]), sys.argv[2]))
 """
