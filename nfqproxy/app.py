@@ -54,12 +54,16 @@ _ANYWHERE = (ip_address("192.0.2.254").packed, ip_address("2001:db8::fe").packed
 
 def rule_settings(config: ProxyConfig) -> RuleSettings:
     """The bootstrap rules that a configuration asks for."""
+    # Of the names in detectLocal only that of the detector in use counts.
+    detector = node_context(Objects(), config.node_settings("")).pod_detector
     return RuleSettings(
         mode=RuleMode(config.mode),
         first_queue=config.first_queue,
         queue_count=config.workers,
         iptables=IptablesBackend(config.iptables),
         localhost_node_ports=config.localhost_node_ports,
+        bridge_interface=detector.bridge_interface,
+        interface_name_prefix=detector.interface_name_prefix,
     )
 
 
@@ -96,9 +100,9 @@ class App:
         node_rules.apply(self._rules)
         self._kernel.forget()
 
-    def sync(self, plans: Mapping[FrontendKey, FrontendPlan]) -> object:
-        """Make sets and fallback maps follow ``plans``."""
-        return self._kernel.sync(plans, self._node)
+    def sync(self, plans: Mapping[FrontendKey, FrontendPlan], node: NodeContext) -> object:
+        """Make sets and fallback maps follow ``plans`` and ``node``."""
+        return self._kernel.sync(plans, node)
 
     async def run(self, *, once: bool) -> None:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
@@ -106,11 +110,6 @@ class App:
             raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
         if not self._config.manifests:
             raise InputError("no Services to serve; give a file or directory with --manifests")
-        if self._settings.bridge_interface or self._settings.interface_name_prefix:
-            raise InputError(
-                "detectLocalMode: the worker does not tell pods by interface yet (explain does);"
-                " use ClusterCIDR or NodeCIDR"
-            )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
@@ -162,11 +161,11 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
-                        cluster_cidrs=self._node.cluster_cidrs,
                     )
                     for index in range(config.workers)
                 ],
                 plans,
+                self._node,
             )
         )
 
@@ -191,7 +190,7 @@ class App:
         had_rules = bool(await asyncio.to_thread(rule_counters))
         try:
             await asyncio.to_thread(node_rules.apply, self._rules)
-            await self._supervisor.publish(plans)
+            await self._supervisor.publish(plans, self._node)
         except NfqproxyError:
             if not had_rules:
                 await asyncio.to_thread(node_rules.cleanup)
@@ -266,7 +265,7 @@ class App:
     async def _publish(self, *, anew: bool = False) -> None:
         number = self._sync_health.queued()
         try:
-            changed = await self._supervisor.publish(self._wanted, anew=anew)
+            changed = await self._supervisor.publish(self._wanted, self._node, anew=anew)
         except NfqproxyError as error:
             log.error("the kernel did not take a change: %s; trying again in %g s", error, _RETRY_S)
             self._is_behind.set()
