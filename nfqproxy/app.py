@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +21,13 @@ import msgspec
 
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
+from nfqproxy.control.cluster import ClusterDiff, ClusterState
 from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.objects import Objects
-from nfqproxy.control.table import ServiceTable
 from nfqproxy.core.explain import Explainer, parse_packet
 from nfqproxy.core.health_ports import health_ports
-from nfqproxy.core.plans import plans_for_node, steered_ports
+from nfqproxy.core.plan_table import PlanChange, PlanTable
+from nfqproxy.core.plans import steered_ports
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
@@ -54,17 +55,32 @@ _ANYWHERE = (ip_address("192.0.2.254").packed, ip_address("2001:db8::fe").packed
 
 def rule_settings(config: ProxyConfig) -> RuleSettings:
     """The bootstrap rules that a configuration asks for."""
+    # Of the names in detectLocal only that of the detector in use counts.
+    detector = node_context(Objects(), config.node_settings("")).pod_detector
     return RuleSettings(
         mode=RuleMode(config.mode),
         first_queue=config.first_queue,
         queue_count=config.workers,
         iptables=IptablesBackend(config.iptables),
         localhost_node_ports=config.localhost_node_ports,
+        bridge_interface=detector.bridge_interface,
+        interface_name_prefix=detector.interface_name_prefix,
     )
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """A signal asked for the end while the program was starting."""
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What workers and kernel shall follow."""
+
+    node: NodeContext
+    ports: tuple[ServicePort, ...] = ()
+    """The service ports that are this proxy's business."""
+    plans: Mapping[FrontendKey, FrontendPlan] = {}
+    altered: frozenset[FrontendKey] = frozenset()
+    """The only keys whose plans can differ from what workers and kernel follow."""
 
 
 class App:
@@ -76,19 +92,23 @@ class App:
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
         self._source = FileSource([Path(path) for path in config.manifests])
-        self._table = ServiceTable(self._node_name)
-        self._node = NodeContext(node_name=self._node_name)
+        self._cluster = ClusterState(self._node_name)
+        self._plans = PlanTable(self._settings)
+        self._routes: Routes
+        # Family's address of _ANYWHERE -> the last address with which this node spoke outside.
+        self._outward: dict[bytes, bytes] = {}
+        self._wanted = self._published = Wanted(node=NodeContext(node_name=self._node_name))
+        self._detector_gap: str | None = None
         self._kernel = KernelTable(self._rules)
         self._affinities = AffinityStore(store_path())
         self._supervisor = Supervisor(self, self._affinities)
-        self._ports: tuple[ServicePort, ...] = ()
         self._reconciler = Reconciler(self._kernel.forget_flows)
         self._sync_health = SyncHealth(time.monotonic)
         self._health_ports = HealthPorts(lambda: self._sync_health.is_healthy)
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._is_behind = asyncio.Event()
-        self._wanted: dict[FrontendKey, FrontendPlan] = {}
+        self._has_other_addresses = asyncio.Event()
 
     # What the supervisor needs of the kernel's sets and maps.
     def restore(self) -> None:
@@ -96,9 +116,14 @@ class App:
         node_rules.apply(self._rules)
         self._kernel.forget()
 
-    def sync(self, plans: Mapping[FrontendKey, FrontendPlan]) -> object:
-        """Make sets and fallback maps follow ``plans``."""
-        return self._kernel.sync(plans, self._node)
+    def sync(
+        self,
+        plans: Mapping[FrontendKey, FrontendPlan],
+        node: NodeContext,
+        altered: Collection[FrontendKey] | None,
+    ) -> object:
+        """Make sets and fallback maps follow ``plans`` and ``node``."""
+        return self._kernel.sync(plans, node, altered)
 
     async def run(self, *, once: bool) -> None:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
@@ -106,29 +131,24 @@ class App:
             raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
         if not self._config.manifests:
             raise InputError("no Services to serve; give a file or directory with --manifests")
-        if self._settings.bridge_interface or self._settings.interface_name_prefix:
-            raise InputError(
-                "detectLocalMode: the worker does not tell pods by interface yet (explain does);"
-                " use ClusterCIDR or NodeCIDR"
-            )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
         # From the first moment: a reload that comes during the start is done after it, not fatal.
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
-        with admin.listen() as listener:
-            plans = self._wanted = self._plans(self._source.load())
+        with admin.listen() as listener, contextlib.closing(Routes()) as self._routes:
+            self._start_with(self._source.load())
             await asyncio.to_thread(host_check.check_host, self._rules)
             self._raise_if_stopped()
             if once:
-                await self._program(plans)
-                log.info("the kernel serves %d frontends by its fallback", len(plans))
+                await self._program()
+                log.info("the kernel serves %d frontends by its fallback", len(self._wanted.plans))
                 return
             self._affinities.open(time.clock_gettime(time.CLOCK_BOOTTIME))
             try:
-                await self._start_workers(plans)
+                await self._start_workers()
                 self._raise_if_stopped()
-                await self._program(plans)
+                await self._program()
                 await self._serve(listener, loop)
             finally:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
@@ -144,15 +164,16 @@ class App:
             raise InputError(
                 "no Services to compare with; give a file or directory with --manifests"
             )
-        self._plans(self._source.load())
-        self._reconciler.follow(self._ports, self._node)
+        with contextlib.closing(Routes()) as self._routes:
+            self._start_with(self._source.load())
+        self._reconciler.follow(self._wanted.ports, self._wanted.node)
         return self._reconciler.sweep(dry_run=dry_run)
 
     def _raise_if_stopped(self) -> None:
         if self._stop.is_set():
             raise Interrupted
 
-    async def _start_workers(self, plans: dict[FrontendKey, FrontendPlan]) -> None:
+    async def _start_workers(self) -> None:
         config = self._config
         await self._until_stopped(
             self._supervisor.start_workers(
@@ -162,11 +183,11 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
-                        cluster_cidrs=self._node.cluster_cidrs,
                     )
                     for index in range(config.workers)
                 ],
-                plans,
+                self._wanted.plans,
+                self._wanted.node,
             )
         )
 
@@ -186,19 +207,19 @@ class App:
                 with contextlib.suppress(asyncio.CancelledError, NfqproxyError):
                     await task
 
-    async def _program(self, plans: dict[FrontendKey, FrontendPlan]) -> None:
+    async def _program(self) -> None:
         """Put rules, sets and maps on the node; takes what it made back when it fails."""
         had_rules = bool(await asyncio.to_thread(rule_counters))
         try:
             await asyncio.to_thread(node_rules.apply, self._rules)
-            await self._supervisor.publish(plans)
+            await self._supervisor.publish(self._wanted.plans, self._wanted.node)
         except NfqproxyError:
             if not had_rules:
                 await asyncio.to_thread(node_rules.cleanup)
             raise
 
     async def _serve(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        await self._follow_published()
+        await self._follow_published(self._wanted)
         server = await admin.serve(
             listener,
             {
@@ -209,6 +230,7 @@ class App:
         )
         tasks = [
             loop.create_task(self._follow(), name="follow-source"),
+            loop.create_task(self._follow_addresses(), name="follow-addresses"),
             loop.create_task(self._reload_on_hangup(), name="reload"),
             loop.create_task(self._catch_up(), name="catch-up"),
             loop.create_task(self._reconciler.run(), name="reconcile"),
@@ -223,6 +245,7 @@ class App:
             self._config.first_queue,
         )
         stop = loop.create_task(self._stop.wait(), name="stop")
+        loop.add_reader(self._routes.fileno(), self._on_routes)
         try:
             # All of these end only by failing: then the proxy ends, and the fallback serves.
             watched = (*tasks, *self._supervisor.keepers)
@@ -232,6 +255,7 @@ class App:
                     task.result()
         finally:
             self._stop.set()
+            loop.remove_reader(self._routes.fileno())
             for task in (*tasks, stop):
                 task.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
@@ -239,17 +263,39 @@ class App:
             await self._health_ports.close()
 
     async def _follow(self) -> None:
-        async for _ in self._source.changes(self._stop):
-            self._wanted = self._plans(self._source.objects)
+        async for change in self._source.changes(self._stop):
+            self._take(self._cluster.apply(change))
             await self._publish()
+
+    def _on_routes(self) -> None:
+        if self._routes.changed():
+            self._has_other_addresses.set()
+
+    async def _follow_addresses(self) -> None:
+        """Node ports are served on what the interfaces have now; no manifest need change for that."""
+        while True:
+            await self._has_other_addresses.wait()
+            self._has_other_addresses.clear()
+            try:
+                node = self._node_context()
+            except OSError as error:
+                log.error("the node's addresses cannot be listed: %s; trying again", error)
+                await asyncio.sleep(_RETRY_S)
+                self._has_other_addresses.set()
+                continue
+            if node != self._wanted.node:
+                log.info(
+                    "node ports are served on %s", ", ".join(node.node_port_addresses) or "none"
+                )
+                self._want(node)
+                await self._publish()
 
     async def _reload_on_hangup(self) -> None:
         """SIGHUP: read the manifests, and put everything into the kernel anew whatever it holds."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            if await self._source.reload():
-                self._wanted = self._plans(self._source.objects)
+            self._take(self._cluster.apply(await self._source.reload()))
             await self._publish(anew=True)
 
     async def _catch_up(self) -> None:
@@ -264,8 +310,11 @@ class App:
 
     async def _publish(self, *, anew: bool = False) -> None:
         number = self._sync_health.queued()
+        wanted = self._wanted
         try:
-            changed = await self._supervisor.publish(self._wanted, anew=anew)
+            changed = await self._supervisor.publish(
+                wanted.plans, wanted.node, altered=wanted.altered, anew=anew
+            )
         except NfqproxyError as error:
             log.error("the kernel did not take a change: %s; trying again in %g s", error, _RETRY_S)
             self._is_behind.set()
@@ -273,32 +322,77 @@ class App:
         self._is_behind.clear()
         self._sync_health.done(number)
         # Also when no plan has changed: which endpoints are local, ready or serving may have.
-        await self._follow_published()
+        await self._follow_published(wanted)
         if changed:
             log.info("revision %d", self._supervisor.revision)
 
-    async def _follow_published(self) -> None:
-        """What follows the service table only when workers and kernel do."""
-        self._reconciler.follow(self._ports, self._node)
+    async def _follow_published(self, wanted: Wanted) -> None:
+        """What follows service table and node only when workers and kernel do."""
+        self._published = wanted
+        self._reconciler.follow(wanted.ports, wanted.node)
         # In overlay mode kube-proxy has these listeners.
-        own = () if self._config.mode == "overlay" else self._ports
-        await self._health_ports.follow(health_ports(own, self._node))
+        own = () if self._config.mode == "overlay" else wanted.ports
+        await self._health_ports.follow(health_ports(own, wanted.node))
 
-    def _plans(self, objects: Objects) -> dict[FrontendKey, FrontendPlan]:
-        """Service table, node and plans of the present objects."""
-        self._table.replace(objects)
-        node = node_context(objects, self._settings)
-        if self._settings.node_port_networks is not None or not node.primary_addresses:
-            own, outward = _own_addresses()
-            node = node_context(
-                objects, self._settings, interface_addresses=own, outward_addresses=outward
-            )
-        self._node = node
-        gap = detector_gap(self._node, self._settings)
-        if gap is not None:
+    def _start_with(self, objects: Objects) -> None:
+        """Want what these objects, all there are, say."""
+        self._cluster.replace(objects)
+        self._want(self._node_context())
+
+    def _take(self, diff: ClusterDiff) -> None:
+        """Want what the cluster's objects say after this change."""
+        node = self._node_context() if diff.surroundings else self._wanted.node
+        if node != self._wanted.node:
+            self._want(node)
+            return
+        changed = [self._cluster.ports[name] for name in (*diff.ports.added, *diff.ports.changed)]
+        self._want_plans(node, self._plans.apply(changed, diff.ports.removed))
+
+    def _want(self, node: NodeContext) -> None:
+        """Want the plans of the present service ports on this node."""
+        gap = detector_gap(node, self._settings)
+        if gap is not None and gap != self._detector_gap:
             log.warning("%s", gap)
-        self._ports = steered_ports(self._table.ports.values(), self._settings)
-        return plans_for_node(self._ports, self._node, self._settings)
+        self._detector_gap = gap
+        self._want_plans(node, self._plans.replace(self._cluster.ports.values(), node))
+
+    def _want_plans(self, node: NodeContext, change: PlanChange) -> None:
+        # What is wanted already but not yet followed stays to be done.
+        behind = frozenset() if self._published is self._wanted else self._wanted.altered
+        self._wanted = Wanted(
+            node=node,
+            ports=steered_ports(self._cluster.ports.values(), self._settings),
+            plans=dict(self._plans.plans),
+            altered=behind.union(change.keys),
+        )
+
+    def _node_context(self) -> NodeContext:
+        """The node as its objects and, where they are asked for, its interfaces say now."""
+        objects = self._cluster.surroundings
+        node = node_context(objects, self._settings)
+        if self._settings.node_port_networks is None and node.primary_addresses:
+            return node
+        own = [address.address for address in self._routes.addresses()]
+        return node_context(
+            objects,
+            self._settings,
+            interface_addresses=[str(ip_address(packed)) for packed in own],
+            outward_addresses=[str(ip_address(packed)) for packed in self._outward_addresses(own)],
+        )
+
+    def _outward_addresses(self, own: Sequence[bytes]) -> Iterable[bytes]:
+        """Of each family the address with which this node speaks outside.
+
+        While it has no route, the last one, if it is still an address of this node: a default route that
+        is away for a moment must not take the node ports along.
+        """
+        for anywhere in _ANYWHERE:
+            found = self._routes.masquerade_source(anywhere)
+            if found:
+                self._outward[anywhere] = found
+            elif self._outward.get(anywhere) not in own:
+                self._outward.pop(anywhere, None)
+        return self._outward.values()
 
     async def _status(self, _request: Mapping[str, Any]) -> Mapping[str, Any]:
         ready = [worker for worker in self._supervisor.workers if worker.is_ready]
@@ -308,7 +402,7 @@ class App:
             "pid": os.getpid(),
             "mode": self._config.mode,
             "node": self._node_name,
-            "node_port_addresses": list(self._node.node_port_addresses),
+            "node_port_addresses": list(self._published.node.node_port_addresses),
             "source_error": self._source.last_error,
             "conntrack": self._reconciler.status(),
             "health_check_ports": self._health_ports.status(),
@@ -344,24 +438,10 @@ class App:
             return str(ip_address(found)) if found else None
 
         return Explainer(
-            node=self._node,
+            node=self._published.node,
             settings=self._settings,
-            ports=self._table.ports.values(),
+            ports=self._cluster.ports.values(),
             plans=self._supervisor.plans,
             local_addresses=[str(ip_address(each.address)) for each in routes.addresses()],
             masquerade_source=masquerade_source,
         )
-
-
-def _own_addresses() -> tuple[list[str], list[str]]:
-    """The addresses of this node's interfaces, and of each family that with which it speaks outside."""
-    routes = Routes()
-    try:
-        own = [address.address for address in routes.addresses()]
-        outward = [routes.masquerade_source(anywhere) for anywhere in _ANYWHERE]
-    finally:
-        routes.close()
-    return (
-        [str(ip_address(packed)) for packed in own],
-        [str(ip_address(packed)) for packed in outward if packed],
-    )

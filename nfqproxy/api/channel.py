@@ -11,7 +11,7 @@ from sys import byteorder
 import msgspec
 
 from nfqproxy.core.affinity import AffinityRecord
-from nfqproxy.model import FrontendKey, FrontendPlan
+from nfqproxy.model import FrontendKey, FrontendPlan, PodDetector
 
 _LENGTH_BYTES = 4
 _FD_BYTES = 4
@@ -28,7 +28,6 @@ class Configure(msgspec.Struct, tag="configure", frozen=True, kw_only=True):
     """Packets that may wait in the kernel's queue; further ones pass to what stands behind it."""
     seed: int | None
     """Seed of the worker's random numbers, None: from the system."""
-    cluster_cidrs: tuple[str, ...]
 
 
 class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
@@ -36,6 +35,8 @@ class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
 
     revision: int
     is_whole: bool
+    pod_detector: PodDetector
+    """What tells pods from other clients, from this revision on."""
     upserts: tuple[FrontendPlan, ...] = ()
     removes: tuple[FrontendKey, ...] = ()
     affinities: tuple[AffinityRecord, ...] = ()

@@ -1,5 +1,6 @@
 """What the proxy knows of the node it runs on, from the Node object and the configuration."""
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
@@ -14,6 +15,8 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 """A node with this taint no longer takes new load-balancer traffic (SEMANTICS 2.17)."""
 
+INTERFACE_NAME = re.compile(r"[\w.:@+=-]{1,15}", re.ASCII)
+"""What dev_valid_name() of net/core/dev.c allows, less what an nft string cannot hold as it is."""
 
 _LOOPBACK = ip_address("127.0.0.1")
 

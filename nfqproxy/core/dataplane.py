@@ -5,17 +5,20 @@ Theory of operation. A snapshot of frontend plans is compiled into nested look-u
     protocol -> (packed address + port) -> one action per client class -> pick() -> (target, masquerade)
 
 and every target (one backend of one frontend) carries message templates, made when it is first picked.
-``assemble`` is one flat loop over the batch. It deliberately uses no helper calls, properties or
+``_decide`` is one flat loop over packets. It deliberately uses no helper calls, properties or
 objects per packet: at some 10 microseconds a connection, of which the kernel takes the larger part,
 each Python call shows. ``tests/unit/core/reference.py`` holds the slow and obvious function of the
-same meaning, and hypothesis holds the two equal.
+same meaning, and hypothesis holds the two equal. ``assemble`` hands it the whole batch where the source
+address tells the class of a client; where the arrival interface does, runs of packets that came in by
+interfaces of pods, or not.
 
 A packet for which no entry is made (unknown frontend, nothing to pick, a balancer that raised) is
 accepted all the same, and what stands behind the queue (the kernel's fallback, or kube-proxy) decides.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
+from itertools import groupby
 from random import Random
 from struct import Struct
 from struct import error as struct_error
@@ -26,13 +29,16 @@ from weakref import WeakSet
 from nfqproxy import balancers
 from nfqproxy.core import template
 from nfqproxy.core.affinity import Affinity, AffinityRecord, Identity, ServiceKey
-from nfqproxy.core.sources import AllowedSources, SourceClassifier
+from nfqproxy.core.sources import AllowedSources, Interfaces, PodArrivals, SourceClasses
 from nfqproxy.errors import CodecError
 from nfqproxy.model import CandidateSet, ClientClass, FrontendKey, FrontendPlan, Protocol, Verdict
 from nfqproxy.wire import packet
 
 QueuedPacket = tuple[int, int, bytes]
-"""(packet id as the reader gave it, netfilter hook, packet from the IP header on)."""
+"""(packet id, interface it came in by, packet from the IP header on).
+
+The first two are as the reader gives them: its ``answer`` takes the id, its ``arrived_by`` the interface.
+"""
 
 BATCH_LIMIT = 256
 """Most packets one ``assemble`` call takes; sequence numbers are prepared for so many."""
@@ -99,18 +105,21 @@ class Dataplane:
 
     ``masquerade_source`` maps a packed backend address to the packed address that backend shall see of
     masqueraded clients: None when the node has no route to it, empty when the backend is on the node
-    itself, where nobody is masqueraded.
+    itself, where nobody is masqueraded. ``interfaces`` are asked only where the detector of pods goes by
+    them.
     """
 
     def __init__(
         self,
         *,
         rng: Random,
-        classifier: SourceClassifier,
+        classes: SourceClasses,
+        interfaces: Interfaces,
         masquerade_source: Callable[[bytes], bytes | None],
     ) -> None:
         self._rng = rng
-        self._classes = classifier
+        self._interfaces = interfaces
+        self.set_classes(classes)
         self._masquerade_source = masquerade_source
         self._tables: dict[int, dict[bytes, Frontend]] = {protocol: {} for protocol in Protocol}
         self._affinities: dict[ServiceKey, Affinity] = {}
@@ -152,9 +161,13 @@ class Dataplane:
         for table in self._tables.values():
             table.clear()
 
-    def set_classifier(self, classifier: SourceClassifier) -> None:
-        """Replace the classification of sources (the node's addresses have changed)."""
-        self._classes = classifier
+    def set_classes(self, classes: SourceClasses) -> None:
+        """Replace the classification of sources (another detector, or other addresses of the node)."""
+        self._by_address = classes.by_address
+        self._pods = classes.pods
+        self._arrivals = (
+            PodArrivals(classes, self._interfaces) if classes.detector.is_by_interface else None
+        )
 
     def forget_masquerade_sources(self) -> None:
         """Routes or addresses changed: look every masquerade source up again at its next use."""
@@ -294,11 +307,29 @@ class Dataplane:
         """
         entries: list[bytes] = []
         dropped: list[int] = []
+        arrivals = self._arrivals
+        if arrivals is None:
+            self._decide(packets, self._by_address, now_s, entries, dropped)
+        else:
+            arrivals.refresh()
+            for is_pod, run in groupby(packets, lambda queued: arrivals[queued[1]]):
+                classes = self._pods if is_pod else self._by_address
+                self._decide(run, classes, now_s, entries, dropped)
+        return entries, dropped
+
+    def _decide(
+        self,
+        packets: Iterable[QueuedPacket],
+        classes: Mapping[bytes, ClientClass],
+        now_s: float,
+        entries: list[bytes],
+        dropped: list[int],
+    ) -> None:
+        """The flat loop: append the messages that ``packets`` bring about, and the ids to drop."""
         append = entries.append
         tables = self._tables
-        classes = self._classes
-        count = 0
-        for packet_id, _hook, payload in packets:
+        count = len(entries)
+        for packet_id, _arrival, payload in packets:
             try:
                 first = payload[0]
                 if first == 0x45:
@@ -349,4 +380,3 @@ class Dataplane:
             append(pack(a, _SEQUENCE[count], b, src, c, sport, d, src, e, sport, f))
             count += 1
             target.picks += 1
-        return entries, dropped

@@ -40,9 +40,21 @@ _TCP_FINISHED = frozenset(
 _TCP_UNANSWERED = frozenset({ctnetlink.TCP_CONNTRACK_SYN_SENT, ctnetlink.TCP_CONNTRACK_SYN_SENT2})
 # NONE: made by ctnetlink a moment ago, its SYN has not come by yet.
 _TCP_OPENING = _TCP_UNANSWERED | {ctnetlink.TCP_CONNTRACK_NONE, ctnetlink.TCP_CONNTRACK_SYN_RECV}
+# net/netfilter/nf_conntrack_proto_sctp.c: an INIT leaves a new entry in CLOSED, where an association that
+# ended is as well; only that one has seen a reply. In COOKIE_WAIT the backend's INIT ACK has come by, but
+# the client has not taken it yet, as in TCP's SYN_RECV.
+_SCTP_OPENING = frozenset(
+    {
+        ctnetlink.SCTP_CONNTRACK_NONE,
+        ctnetlink.SCTP_CONNTRACK_CLOSED,
+        ctnetlink.SCTP_CONNTRACK_COOKIE_WAIT,
+    }
+)
+_SCTP_ALIVE = frozenset(
+    {ctnetlink.SCTP_CONNTRACK_COOKIE_ECHOED, ctnetlink.SCTP_CONNTRACK_ESTABLISHED}
+)
 _SCTP_FINISHED = frozenset(
     {
-        ctnetlink.SCTP_CONNTRACK_CLOSED,
         ctnetlink.SCTP_CONNTRACK_SHUTDOWN_SENT,
         ctnetlink.SCTP_CONNTRACK_SHUTDOWN_RECD,
         ctnetlink.SCTP_CONNTRACK_SHUTDOWN_ACK_SENT,
@@ -70,9 +82,17 @@ def judge(entry: ctnetlink.Entry, *, backend_lives: bool) -> Judgement:
                 return Judgement.BACKEND_GONE
             return Judgement.RETRANSMIT if state in _TCP_UNANSWERED else Judgement.TWIN
         case Protocol.SCTP:
-            if entry.sctp_state in _SCTP_FINISHED:
+            state = entry.sctp_state or ctnetlink.SCTP_CONNTRACK_NONE
+            is_closed = state == ctnetlink.SCTP_CONNTRACK_CLOSED
+            if state in _SCTP_FINISHED or (is_closed and entry.has_seen_reply):
                 return Judgement.REUSED
-            return Judgement.TWIN if entry.is_dnat else Judgement.POISONED
+            if state in _SCTP_ALIVE:
+                return Judgement.ALIVE
+            if not entry.is_dnat:
+                return Judgement.POISONED
+            if state in _SCTP_OPENING and not backend_lives:
+                return Judgement.BACKEND_GONE
+            return Judgement.RETRANSMIT if is_closed else Judgement.TWIN
         case _:
             # Never re-create a translated UDP flow, or it would be spread over backends.
             return Judgement.TWIN if entry.is_dnat else Judgement.POISONED

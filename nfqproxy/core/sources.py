@@ -2,13 +2,15 @@
 
 Two detectors look at the source address (ClusterCIDR, NodeCIDR), two at the interface a packet came in
 by (BridgeInterface, InterfaceNamePrefix). :class:`SourceClasses` knows all four; what it hands out for
-an interface is a mapping, so that the packet path pays one look-up whatever the detector.
+an interface is a mapping, so that the packet path pays one look-up whatever the detector. For the two
+by interface :class:`PodArrivals` remembers which interfaces are the pods'.
 """
 
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
+from typing import Protocol
 
-from nfqproxy.model import ClientClass, NodeContext
+from nfqproxy.model import ClientClass, PodDetector
 
 _LOOPBACK_V4 = 127
 _MAX_REMEMBERED = 65536
@@ -82,11 +84,17 @@ class SourceClasses:
     ``node_addresses``: the packed addresses of this node.
     """
 
-    def __init__(self, node: NodeContext, node_addresses: Iterable[bytes]) -> None:
-        self._bridge = node.bridge_interface
-        self._prefix = node.interface_name_prefix
-        self._by_address = SourceClassifier(node.cluster_cidrs, node_addresses)
-        self._pods = _AllPods()
+    def __init__(self, detector: PodDetector, node_addresses: Iterable[bytes]) -> None:
+        self.detector = detector
+        """What tells pods."""
+        self._bridge = detector.bridge_interface
+        self._prefix = detector.interface_name_prefix
+        self.by_address: Mapping[bytes, ClientClass] = SourceClassifier(
+            detector.cluster_cidrs, node_addresses
+        )
+        """Packed address -> class, of packets that came in by no interface of pods."""
+        self.pods: Mapping[bytes, ClientClass] = _AllPods()
+        """The same of the others."""
 
     def is_pod_interface(self, interface: str) -> bool:
         """Whether the detector counts all that arrives by this interface as pods."""
@@ -100,5 +108,48 @@ class SourceClasses:
         As with iptables' ``-i``, what a process sends arrives by no interface.
         """
         if interface is not None and self.is_pod_interface(interface):
-            return self._pods
-        return self._by_address
+            return self.pods
+        return self.by_address
+
+
+class Interfaces(Protocol):
+    """The interfaces by which queued packets came in; a name belongs to an index for a while only."""
+
+    def changed(self) -> bool:
+        """True when an interface has come, gone or been renamed since the last call."""
+        ...
+
+    def name(self, arrival: int) -> str | None:
+        """The present name of the interface of a packet's ``arrival``.
+
+        Empty for what a process of this node sends; None when that interface has gone.
+        """
+        ...
+
+
+class PodArrivals(dict[int, bool]):
+    """``arrival`` of a queued packet -> did it come in by an interface of pods. Misses are computed.
+
+    To be refreshed before each batch. A change of any interface empties it: indices are given out anew
+    and names change hands, and an old answer would let a stranger pass for a pod. The kernel tells of a
+    change before the first packet can come in by the new interface, so a batch read before the refresh
+    is judged by names at least as new as its packets; packets of an interface that went down meanwhile
+    are dropped by the queue itself (nfqnl_dev_drop).
+    """
+
+    def __init__(self, classes: SourceClasses, interfaces: Interfaces) -> None:
+        super().__init__()
+        self._is_pod_interface = classes.is_pod_interface
+        self._interfaces = interfaces
+
+    def refresh(self) -> None:
+        """Forget everything if an interface has changed."""
+        if self._interfaces.changed():
+            self.clear()
+
+    def __missing__(self, arrival: int) -> bool:
+        name = self._interfaces.name(arrival)
+        if name is None:
+            return False
+        self[arrival] = found = self._is_pod_interface(name)
+        return found

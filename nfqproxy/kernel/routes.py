@@ -9,16 +9,11 @@ MASQUERADE takes the first address of the egress interface that suits the next h
 route look-up answers with), not the ``src`` hint of the route.
 """
 
-import errno
-import socket
 from collections.abc import Iterator
-from sys import byteorder
 
+from nfqproxy.kernel import rtnetlink_socket
 from nfqproxy.wire import nlmsg, rtnetlink
 
-_SO_RCVBUFFORCE = 33
-_ANSWER_BYTES = 65536
-_EVENT_BUFFER_BYTES = 4 << 20
 _GROUPS = (
     rtnetlink.RTMGRP_LINK
     | rtnetlink.RTMGRP_IPV4_IFADDR
@@ -33,9 +28,8 @@ class Routes:
     """Route and address look-ups with a cache that follows the kernel's events."""
 
     def __init__(self) -> None:
-        self._requests = _open(0)
-        self._events = _open(_GROUPS)
-        self._events.setblocking(False)
+        self._requests = rtnetlink_socket.open_requests()
+        self._events = rtnetlink_socket.open_events(_GROUPS)
         self._sequence = 0
         self._cache: dict[bytes, bytes | None] = {}
         self._addresses: list[rtnetlink.InterfaceAddress] = []
@@ -57,21 +51,9 @@ class Routes:
         more often, and a list of some hundred addresses takes milliseconds.
         """
         seen = False
-        while True:
-            try:
-                data = self._events.recv(_ANSWER_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                # Events were lost: all the more reason to ask again.
-                if error.errno != errno.ENOBUFS:
-                    raise
-                seen = True
-                self._has_addresses = False
-                continue
+        for kind in rtnetlink_socket.waiting_events(self._events):
             seen = True
-            # One message a datagram; its type is the second field of nlmsghdr.
-            if int.from_bytes(data[4:6], byteorder) not in _ROUTE_EVENTS:
+            if kind not in _ROUTE_EVENTS:
                 self._has_addresses = False
         if seen:
             self._cache.clear()
@@ -152,7 +134,7 @@ class Routes:
         """The answers to one request, up to the end of a dump, an error or a single answer."""
         self._requests.send(request)
         while True:
-            for message in nlmsg.messages(self._requests.recv(_ANSWER_BYTES)):
+            for message in nlmsg.messages(self._requests.recv(rtnetlink_socket.ANSWER_BYTES)):
                 if message.seq != self._sequence:
                     continue
                 if message.type in (nlmsg.NLMSG_ERROR, nlmsg.NLMSG_DONE):
@@ -160,13 +142,3 @@ class Routes:
                 yield message
                 if not message.flags & nlmsg.NLM_F_MULTI:
                     return
-
-
-def _open(groups: int) -> socket.socket:
-    handle = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nlmsg.NETLINK_ROUTE
-    )
-    handle.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER_BYTES)
-    handle.bind((0, groups))
-    handle.settimeout(1.0)
-    return handle

@@ -1,18 +1,14 @@
 """What the bootstrap rules depend on. Nothing here depends on the Services."""
 
-import re
 from enum import StrEnum
 
 from msgspec import Struct
 
+from nfqproxy.control.node import INTERFACE_NAME
 from nfqproxy.errors import InputError
 from nfqproxy.model import Family
 
 __all__ = ["IptablesBackend", "RuleMode", "RuleSettings"]
-
-
-_INTERFACE = re.compile(r"[\w.:@+=-]{1,15}", re.ASCII)
-"""What dev_valid_name() of net/core/dev.c allows, less what an nft string cannot hold as it is."""
 
 
 class RuleMode(StrEnum):
@@ -75,5 +71,5 @@ class RuleSettings(Struct, frozen=True, kw_only=True):
             raise InputError(f"flow_timeout_s: {self.flow_timeout_s} is not within 1..2147483")
         for field in ("bridge_interface", "interface_name_prefix"):
             name = getattr(self, field)
-            if name and not _INTERFACE.fullmatch(name):
+            if name and not INTERFACE_NAME.fullmatch(name):
                 raise InputError(f'{field}: "{name}" is no name of an interface; see ip link')

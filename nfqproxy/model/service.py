@@ -118,6 +118,22 @@ class ServicePort(Struct, frozen=True, kw_only=True):
     """Sorted by "ip:port" text."""
 
 
+class PodDetector(Struct, frozen=True, kw_only=True):
+    """What tells pods from other clients (SEMANTICS 2.4); with nothing set nobody is a pod."""
+
+    cluster_cidrs: tuple[str, ...] = ()
+    """Networks whose addresses count as pods."""
+    bridge_interface: str = ""
+    """What arrives by this interface counts as a pod."""
+    interface_name_prefix: str = ""
+    """What arrives by an interface of such a name counts as a pod."""
+
+    @property
+    def is_by_interface(self) -> bool:
+        """True when the interface that a packet came in by decides."""
+        return bool(self.bridge_interface or self.interface_name_prefix)
+
+
 class NodeContext(Struct, frozen=True, kw_only=True):
     """What a decision must know of the node it runs on."""
 
@@ -149,6 +165,15 @@ class NodeContext(Struct, frozen=True, kw_only=True):
     """Serve IPv4 node ports on 127.0.0.1 too, for processes of this node."""
 
     @property
+    def pod_detector(self) -> PodDetector:
+        """What tells pods from other clients."""
+        return PodDetector(
+            cluster_cidrs=self.cluster_cidrs,
+            bridge_interface=self.bridge_interface,
+            interface_name_prefix=self.interface_name_prefix,
+        )
+
+    @property
     def has_detector(self) -> bool:
         """True when something tells pods from other clients (SEMANTICS 2.4)."""
-        return bool(self.cluster_cidrs or self.bridge_interface or self.interface_name_prefix)
+        return bool(self.cluster_cidrs) or self.pod_detector.is_by_interface

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from nfqproxy.control.address import canonical_cidr, canonical_ip
-from nfqproxy.control.node import Detector, NodeSettings, NonPodBackends
+from nfqproxy.control.node import INTERFACE_NAME, Detector, NodeSettings, NonPodBackends
 from nfqproxy.errors import InputError, ManifestError
 from nfqproxy.sources import paths as on_disk
 from nfqproxy.sources.document import DocumentError, parse_yaml
@@ -191,6 +191,11 @@ def _check_detect_local(mode: Detector, local: DetectLocal) -> None:
             raise FieldError(
                 f"detectLocal.{field}",
                 f'"{value}" is longer than the {_MAX_INTERFACE_NAME} characters of an interface name',
+            )
+        if value and not INTERFACE_NAME.fullmatch(value):
+            raise FieldError(
+                f"detectLocal.{field}",
+                f'"{value}" is no name of an interface; give one as ip link shows it, such as {example}',
             )
 
 

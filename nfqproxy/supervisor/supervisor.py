@@ -7,11 +7,11 @@ sends packets to the queue; a removed one leaves that set first. Changes that al
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from nfqproxy.api import channel
-from nfqproxy.model import FrontendKey, FrontendPlan
+from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext
 from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.worker_process import WorkerProcess
 
@@ -27,8 +27,16 @@ class KernelState(Protocol):
         """Put the rules back if they are gone, and let the next ``sync`` replace everything."""
         ...
 
-    def sync(self, plans: Mapping[FrontendKey, FrontendPlan]) -> object:
-        """Make sets and maps follow ``plans`` by difference."""
+    def sync(
+        self,
+        plans: Mapping[FrontendKey, FrontendPlan],
+        node: NodeContext,
+        altered: Collection[FrontendKey] | None,
+    ) -> object:
+        """Make sets and maps follow ``plans`` and ``node`` by difference.
+
+        ``altered``: the only keys whose plans can have altered since the last call; None: any.
+        """
         ...
 
 
@@ -38,7 +46,8 @@ class Supervisor:
     def __init__(self, kernel: KernelState, affinities: AffinityStore) -> None:
         self._kernel = kernel
         self._affinities = affinities
-        self._plans: dict[FrontendKey, FrontendPlan] = {}
+        self._plans: Mapping[FrontendKey, FrontendPlan] = {}
+        self._node = NodeContext(node_name="")
         self._kernel_follows = False
         self._lock = asyncio.Lock()
         self.keepers: list[asyncio.Task[None]] = []
@@ -59,6 +68,7 @@ class Supervisor:
         return channel.Plans(
             revision=self.revision,
             is_whole=True,
+            pod_detector=self._node.pod_detector,
             upserts=tuple(self._plans.values()),
             affinities=self._affinities.records(),
         )
@@ -70,27 +80,47 @@ class Supervisor:
             if worker is not teller:
                 worker.send(message)
 
-    async def publish(self, plans: dict[FrontendKey, FrontendPlan], *, anew: bool = False) -> bool:
-        """Make workers and kernel follow ``plans``; False when nothing differs.
+    async def publish(
+        self,
+        plans: Mapping[FrontendKey, FrontendPlan],
+        node: NodeContext,
+        *,
+        altered: Collection[FrontendKey] | None = None,
+        anew: bool = False,
+    ) -> bool:
+        """Make workers and kernel follow ``plans`` and ``node``; False when nothing differs.
 
-        ``anew``: whatever the kernel holds, put everything there again. After an error the kernel may
-        hold a part of the change; the next call replaces all of it.
+        A change of the node alone, such as another podCIDR, is one: what tells pods from other clients
+        goes to the workers, and the kernel has it and the service networks in sets.
+
+        ``plans`` must not change any more. ``altered``: the only keys whose plans can differ from those
+        of the last call that succeeded. ``anew``: whatever the kernel holds, put everything there again.
+        After an error the kernel may hold a part of the change; the next call replaces all of it.
         """
         async with self._lock:
             if anew:
                 self._kernel_follows = False
                 await asyncio.to_thread(self._kernel.restore)
             old = self._plans
-            upserts = tuple(plan for key, plan in plans.items() if old.get(key) != plan)
-            removes = tuple(key for key in old if key not in plans)
-            if self._kernel_follows and not upserts and not removes:
+            if not self._kernel_follows:
+                altered = None
+            keys = {**old, **plans} if altered is None else altered
+            upserts = tuple(
+                plan
+                for key in keys
+                if (plan := plans.get(key)) is not None and old.get(key) != plan
+            )
+            removes = tuple(key for key in keys if key in old and key not in plans)
+            is_other_node = node != self._node
+            if self._kernel_follows and not upserts and not removes and not is_other_node:
                 return False
             self._kernel_follows = False
             # Workers first for what is new; they keep what goes until the sets let it go.
             self._plans = {**old, **plans}
-            if upserts:
+            self._node = node
+            if upserts or is_other_node:
                 await self._tell_workers(upserts=upserts)
-            await asyncio.to_thread(self._kernel.sync, plans)
+            await asyncio.to_thread(self._kernel.sync, plans, node, altered)
             self._kernel_follows = True
             self._plans = plans
             if removes:
@@ -108,6 +138,7 @@ class Supervisor:
         message = channel.Plans(
             revision=self.revision,
             is_whole=False,
+            pod_detector=self._node.pod_detector,
             upserts=tuple(upserts),
             removes=tuple(removes),
         )
@@ -124,13 +155,17 @@ class Supervisor:
                 log.warning("worker %s is slow to take revision %d", worker.pid, self.revision)
 
     async def start_workers(
-        self, configures: Sequence[channel.Configure], plans: dict[FrontendKey, FrontendPlan]
+        self,
+        configures: Sequence[channel.Configure],
+        plans: Mapping[FrontendKey, FrontendPlan],
+        node: NodeContext,
     ) -> None:
-        """Start one worker per Configure and wait until all of them decide by ``plans``.
+        """Start one worker per Configure and wait until all of them decide by ``plans`` on ``node``.
 
         The kernel learns of the plans by the ``publish`` that has to follow.
         """
         self._plans = plans
+        self._node = node
         self.revision = 1
         for configure in configures:
             worker = WorkerProcess(configure, self.snapshot, self._take_affinities)

@@ -18,9 +18,11 @@ import uvloop
 
 from nfqproxy.api import channel
 from nfqproxy.core.dataplane import Dataplane
-from nfqproxy.core.sources import SourceClassifier
+from nfqproxy.core.sources import SourceClasses
 from nfqproxy.errors import NfqproxyError
+from nfqproxy.kernel.links import Links
 from nfqproxy.kernel.routes import Routes
+from nfqproxy.model import PodDetector
 from nfqproxy.worker.conntrack import ConntrackSocket
 from nfqproxy.worker.engine import Engine
 from nfqproxy.worker.readers import QueueReader, open_reader
@@ -90,21 +92,22 @@ class Worker:
         self._reader = reader
         self._writer = writer
         self._routes = Routes()
+        self._links = Links(reader.arrived_by)
+        self._pod_detector = PodDetector()
         self._conntrack = ConntrackSocket()
         self._dataplane = Dataplane(
             rng=Random(configure.seed),
-            classifier=self._classifier(),
+            classes=self._source_classes(),
+            interfaces=self._links,
             masquerade_source=self._routes.masquerade_source,
         )
         self._engine = Engine(reader, self._dataplane, self._conntrack)
         self._is_open = False
         self._is_closed = False
 
-    def _classifier(self) -> SourceClassifier:
+    def _source_classes(self) -> SourceClasses:
         self._addresses = self._routes.addresses()
-        return SourceClassifier(
-            self._configure.cluster_cidrs, (address.address for address in self._addresses)
-        )
+        return SourceClasses(self._pod_detector, (address.address for address in self._addresses))
 
     async def serve(self, stream: asyncio.StreamReader) -> None:
         """Serve until Stop, or until the supervisor has gone."""
@@ -146,9 +149,12 @@ class Worker:
         if self._routes.changed():
             self._dataplane.forget_masquerade_sources()
             if self._routes.addresses() is not self._addresses:
-                self._dataplane.set_classifier(self._classifier())
+                self._dataplane.set_classes(self._source_classes())
 
     def _take_plans(self, message: channel.Plans) -> None:
+        if message.pod_detector != self._pod_detector:
+            self._pod_detector = message.pod_detector
+            self._dataplane.set_classes(self._source_classes())
         if message.is_whole:
             self._dataplane.clear()
         self._dataplane.upsert(message.upserts)
@@ -190,4 +196,5 @@ class Worker:
         self._reader.queue_socket.release()
         self._conntrack.close()
         self._routes.close()
+        self._links.close()
         self._writer.close()

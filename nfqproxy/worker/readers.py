@@ -48,6 +48,13 @@ class QueueReader(Protocol):
         """True when packets taken off the socket wait in the reader for the next ``read``."""
         ...
 
+    def arrived_by(self, arrival: int) -> int:
+        """Index of the interface that a packet came in by, 0 for one that this node sends.
+
+        ``arrival`` is the second field of a queued packet.
+        """
+        ...
+
     def fileno(self) -> int:
         """The queue's socket, for the event loop."""
         ...
@@ -65,13 +72,16 @@ class NetlinkReader:
     """The project's own reader: recvmmsg(2) in, one verdict message for a batch out.
 
     Packet ids are left in network order, as they came: all but the last of a batch are never looked at.
+    ``arrival`` is likewise the whole second attribute, header and value, as one number: in raw PREROUTING
+    that is NFQA_IFINDEX_INDEV and in raw OUTPUT NFQA_IFINDEX_OUTDEV, always and first of all that follow
+    NFQA_PACKET_HDR (nfqnl_build_packet_message; wire.nfqueue lists them).
     """
 
-    # nlmsghdr length, type; packet id, hook: NFQA_PACKET_HDR always comes first.
-    _FIRST = Struct("=IH18xI2xB").unpack_from
+    # nlmsghdr length, type; packet id; arrival.
+    _FIRST = "=IH18xI4xQ"
     _ATTRIBUTE = Struct("=HH").unpack_from
     _WORD = Struct("=I").unpack_from
-    _PACKET_HEADER_END = 32
+    _FIRST_END = 40
 
     def __init__(self, queue: int) -> None:
         self.queue_socket = QueueSocket.bind(queue, COPY_RANGE)
@@ -93,15 +103,21 @@ class NetlinkReader:
         """See QueueReader."""
         return self.queue_socket.handle.fileno()
 
+    def arrived_by(self, arrival: int) -> int:
+        """See QueueReader."""
+        attribute = arrival.to_bytes(8, byteorder)
+        is_indev = self._ATTRIBUTE(attribute) == (8, nfqueue.NFQA_IFINDEX_INDEV)
+        return int.from_bytes(attribute[4:]) if is_indev else 0
+
     def _learn_layout(self, headers: tuple[int, ...]) -> _Layout:
-        """Remember the attributes between NFQA_PACKET_HDR and NFQA_PAYLOAD, as header words.
+        """Remember the attributes between the arrival and NFQA_PAYLOAD, as header words.
 
         They are the same for nearly all packets of a hook and a kind of sender, so that one unpack checks
         them all and finds the payload, where a walk from attribute to attribute would cost more than the
         decision.
         """
-        layout = "=IH18xI2xBx"
-        offset = self._PACKET_HEADER_END
+        layout = self._FIRST
+        offset = self._FIRST_END
         for word in headers:
             length, _type = Struct("=HH").unpack(Struct("=I").pack(word))
             padded = (length + 3) & ~3
@@ -132,24 +148,24 @@ class NetlinkReader:
 
     def _walk(self, data: bytes) -> QueuedPacket | None:
         """Read one message attribute by attribute; learn its layout for the next ones."""
-        if len(data) < self._PACKET_HEADER_END:
+        if len(data) < self._FIRST_END:
             return None
-        _length, kind, packet_id, hook = self._FIRST(data)
+        _length, kind, packet_id, arrival = Struct(self._FIRST).unpack_from(data)
         if kind != nfqueue.MSG_PACKET:
             return None
         headers: list[int] = []
-        offset = self._PACKET_HEADER_END
+        offset = self._FIRST_END
         while offset + 4 <= len(data):
             length, attribute = self._ATTRIBUTE(data, offset)
             if attribute == nfqueue.NFQA_PAYLOAD:
                 self._layout = self._learn_layout(tuple(headers))
-                return packet_id, hook, data[offset + 4 : offset + length]
+                return packet_id, arrival, data[offset + 4 : offset + length]
             if length < 4:
                 break
             headers.append(self._WORD(data, offset)[0])
             offset += (length + 3) & ~3
         # No payload: decided as an unreadable packet, that is, accepted.
-        return packet_id, hook, b""
+        return packet_id, arrival, b""
 
     def read(self) -> list[QueuedPacket]:
         """See QueueReader."""
@@ -199,7 +215,7 @@ class NetlinkReader:
                     socket.ntohl(packet_id),
                     nfqueue.NF_DROP if packet_id in drop else nfqueue.NF_ACCEPT,
                 )
-                for packet_id, _hook, _payload in packets
+                for packet_id, _arrival, _payload in packets
             )
         )
 
@@ -245,9 +261,13 @@ class NetfilterqueueReader:
         """See QueueReader."""
         return self.queue_socket.handle.fileno()
 
+    def arrived_by(self, arrival: int) -> int:
+        """See QueueReader: the package tells the index itself."""
+        return arrival
+
     def _take(self, packet: Any) -> None:
         # get_payload copies; the packet object is needed only for its verdict.
-        self._waiting.append(((packet.id, packet.hook, packet.get_payload()), packet))
+        self._waiting.append(((packet.id, packet.indev, packet.get_payload()), packet))
 
     def read(self) -> list[QueuedPacket]:
         """See QueueReader."""
@@ -261,7 +281,7 @@ class NetfilterqueueReader:
     def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
         """See QueueReader."""
         drop = frozenset(dropped)
-        for (packet_id, _hook, _payload), packet in zip(packets, self._batch, strict=True):
+        for (packet_id, _arrival, _payload), packet in zip(packets, self._batch, strict=True):
             if packet_id in drop:
                 packet.drop()
             else:

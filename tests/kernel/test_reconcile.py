@@ -13,9 +13,10 @@ import pytest
 from nfqproxy.kernel.conntrack_table import ConntrackTable
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.lab.topology import Pod, Topology, topology
-from nfqproxy.model import Family, Protocol
+from nfqproxy.model import Family, FrontendKey, Protocol
 from nfqproxy.wire import ctnetlink, nlmsg
 from tests.kernel.manifests import Manifest, Port, service, text
+from tests.kernel.probes import probe
 from tests.kernel.proxy import READERS, Proxy, run_cli, wait_until
 from tests.kernel.responder import Connection, Responder, family_of, parse
 
@@ -354,6 +355,51 @@ def test_sctp_goes_only_while_no_backend_has_spoken(cluster: Topology) -> None:
     with Proxy(node, service("s", vips=[vip], ports=ports, endpoints=[two.address4])) as proxy:
         wait_until(lambda: deleted(proxy)["backend-gone"] == 1, "one entry was deleted")
         assert {key.src_port for key in table(node, Protocol.SCTP)} == {40002, 40003}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("vip", "source"), [("10.96.0.84", CLIENT4), ("fd00:10:96::84", CLIENT6)])
+def test_an_init_need_not_wait_for_a_sweep(
+    cluster: Topology, vip: str, source: str, reader: str
+) -> None:
+    """Between sweeps the worker judges what an INIT meets, as it does for a SYN."""
+    node, client = cluster.node.namespace, cluster.client.namespace
+    one, two = ((pod.address6 if ":" in vip else pod.address4) for pod in cluster.pods[:2])
+    ports = (Port(name="sctp", port=80, target=8080, protocol="SCTP"),)
+
+    def init(source_port: int) -> ctnetlink.Entry:
+        """Send an INIT; return what conntrack holds of it then."""
+        key = FrontendKey(Protocol.SCTP, vip, 80)
+        # The pod has no SCTP, and its kernel may say so: no matter.
+        client.call(lambda: probe(key, (source, source_port)))
+        found = {entry.src_port: held for entry, held in table(node, Protocol.SCTP).items()}
+        return found[source_port]
+
+    with Proxy(
+        node, service("s", vips=[vip], ports=ports, endpoints=[two]), reader=reader
+    ) as proxy:
+        wait_until(lambda: proxy.status()["conntrack"]["sweeps"] == 1, "the first sweep is over")
+        # A retransmission to a backend that lives: the entry stands, though its state is CLOSED.
+        first = init(40000)
+        assert (str(ip_address(first.reply.src)), first.has_seen_reply) == (two, False)
+        assert first.sctp_state == ctnetlink.SCTP_CONNTRACK_CLOSED
+        assert init(40000).id == first.id
+        assert proxy.counters()["retransmit"] == 1
+        # To one that has gone, before and after its INIT ACK: another is picked.
+        insert(node, new(vip, 80, (one, 8080), protocol=Protocol.SCTP, source_port=40001))
+        for state, number in (("CLOSED", 2), ("COOKIE_WAIT", 3), ("ESTABLISHED", 4)):
+            node.run(
+                *["conntrack", "-I", "-p", "sctp", "-s", source, "-d", vip, "--dport", "80"],
+                *["--sport", str(40000 + number), "--dst-nat", one, "--timeout", "300"],
+                *["--state", state, "--orig-vtag", "1", "--reply-vtag", "2"],
+            )
+        for number in (40001, 40002, 40003):
+            assert str(ip_address(init(number).reply.src)) == two, number
+        assert proxy.counters()["backend_gone"] == 3
+        # An association that stands is its two ends' own affair.
+        assert str(ip_address(init(40004).reply.src)) == one
+        assert proxy.counters()["alive"] == 1
+        assert proxy.status()["conntrack"]["sweeps"] == 1
 
 
 def test_overlay_mode_looks_at_steered_services_alone(cluster: Topology) -> None:

@@ -65,7 +65,7 @@ class Explainer:
         self.plans = plans
         self._index = AddressIndex(ports, node, local_addresses)
         self._classes = SourceClasses(
-            node, [ip_address(address).packed for address in self._index.local]
+            node.pod_detector, [ip_address(address).packed for address in self._index.local]
         )
         self._masquerade_source = masquerade_source
         self._allowed: dict[FrontendKey, AllowedSources] = {}

@@ -39,6 +39,7 @@ def assemble(
     seed: int,
     cidrs: Sequence[str],
     node: Sequence[str],
+    pod_interfaces: Sequence[int] = (),
     masquerade_source: Callable[[bytes], bytes | None],
 ) -> tuple[list[bytes], list[int]]:
     rng = Random(seed)
@@ -50,7 +51,7 @@ def assemble(
             pickers[key, index] = balancer
     entries: list[bytes] = []
     dropped: list[int] = []
-    for packet_id, _hook, payload in packets:
+    for packet_id, interface, payload in packets:
         try:
             headers = packet.parse(payload)
         except CodecError:
@@ -64,6 +65,8 @@ def assemble(
         if plan is None:
             continue
         who = client_class(headers.src, cidrs, node)
+        if interface in pod_interfaces:
+            who = ClientClass.POD
         action = plan.actions[who]
         if action.verdict is Verdict.DROP or not may_connect(headers.src, plan):
             dropped.append(packet_id)

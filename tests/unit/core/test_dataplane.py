@@ -5,12 +5,13 @@ import struct
 from ipaddress import ip_address
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfqproxy.core.dataplane import Dataplane, Target
-from nfqproxy.core.sources import SourceClassifier
+from nfqproxy.core.dataplane import Dataplane, QueuedPacket, Target
+from nfqproxy.core.sources import SourceClasses
 from nfqproxy.model import (
     Action,
     Backend,
@@ -19,6 +20,7 @@ from nfqproxy.model import (
     FrontendKey,
     FrontendKind,
     FrontendPlan,
+    PodDetector,
     Protocol,
     TrafficPolicy,
     Verdict,
@@ -36,8 +38,30 @@ def masquerade_source(address: bytes) -> bytes | None:
     return None if address == ROUTELESS else SOURCES[len(address)]
 
 
-def classifier() -> SourceClassifier:
-    return SourceClassifier(CIDRS, [ip_address(address).packed for address in NODE])
+def classes(**detector: str) -> SourceClasses:
+    by = PodDetector(**detector) if detector else PodDetector(cluster_cidrs=CIDRS)
+    return SourceClasses(by, [ip_address(address).packed for address in NODE])
+
+
+class Names:
+    """Interfaces 1 and 2 are there, by other names after ``rename``; 0 is a process of the node."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {0: "", 1: "eth0", 2: "veth2"}
+        self.asked: list[int] = []
+        self._is_new = True
+
+    def rename(self, **names: str) -> None:
+        self.names = {0: "", **{int(number[2:]): name for number, name in names.items()}}
+        self._is_new = True
+
+    def changed(self) -> bool:
+        was, self._is_new = self._is_new, False
+        return was
+
+    def name(self, arrival: int) -> str | None:
+        self.asked.append(arrival)
+        return self.names.get(arrival)
 
 
 def ipv4(src: str, dst: str, sport: int, dport: int, protocol: int, options: int = 0) -> bytes:
@@ -149,21 +173,33 @@ def payloads(draw: st.DrawFn) -> bytes:
 
 
 @settings(max_examples=300, deadline=None)
-@given(plans(), st.lists(payloads(), max_size=12), st.integers(0, 3))
+@given(
+    plans(),
+    st.lists(st.tuples(st.integers(0, 2), payloads()), max_size=12),
+    st.integers(0, 3),
+    st.booleans(),
+)
 def test_equals_the_reference(
-    table: dict[FrontendKey, FrontendPlan], packets: list[bytes], seed: int
+    table: dict[FrontendKey, FrontendPlan],
+    packets: list[tuple[int, bytes]],
+    seed: int,
+    by_interface: bool,
 ) -> None:
-    queued = [(index + 1, 0, payload) for index, payload in enumerate(packets)]
+    queued = [(index + 1, *packet) for index, packet in enumerate(packets)]
     dataplane = Dataplane(
-        rng=Random(seed), classifier=classifier(), masquerade_source=masquerade_source
+        rng=Random(seed),
+        classes=classes(interface_name_prefix="veth") if by_interface else classes(),
+        interfaces=Names(),
+        masquerade_source=masquerade_source,
     )
     dataplane.upsert(table.values())
     expected = reference.assemble(
         queued,
         table,
         seed=seed,
-        cidrs=CIDRS,
+        cidrs=() if by_interface else CIDRS,
         node=NODE,
+        pod_interfaces=(2,) if by_interface else (),
         masquerade_source=masquerade_source,
     )
     assert dataplane.assemble(queued) == expected
@@ -199,7 +235,7 @@ def syn(sport: int, client: str = "192.0.2.10") -> tuple[int, int, bytes]:
 
 def make(*plans: FrontendPlan) -> Dataplane:
     dataplane = Dataplane(
-        rng=Random(1), classifier=classifier(), masquerade_source=masquerade_source
+        rng=Random(1), classes=classes(), interfaces=Names(), masquerade_source=masquerade_source
     )
     dataplane.upsert(plans)
     return dataplane
@@ -253,7 +289,9 @@ def test_routes_are_asked_again_after_a_change() -> None:
         asked.append(address)
         return bytes([192, 0, 2, len(asked)])
 
-    dataplane = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=source)
+    dataplane = Dataplane(
+        rng=Random(1), classes=classes(), interfaces=Names(), masquerade_source=source
+    )
     dataplane.upsert([one_plan((1,), masquerade=True)])
     first = dataplane.assemble([syn(1000)])
     assert dataplane.assemble([syn(1000)]) == first
@@ -265,7 +303,10 @@ def test_routes_are_asked_again_after_a_change() -> None:
 def test_without_a_route_a_masqueraded_connection_passes_and_is_counted() -> None:
     found: list[bytes | None] = [None, None, bytes([192, 0, 2, 1])]
     dataplane = Dataplane(
-        rng=Random(1), classifier=classifier(), masquerade_source=lambda _: found.pop(0)
+        rng=Random(1),
+        classes=classes(),
+        interfaces=Names(),
+        masquerade_source=lambda _: found.pop(0),
     )
     dataplane.upsert([one_plan((1,), masquerade=True)])
     assert dataplane.assemble([syn(1000), syn(1001)]) == ([], [])
@@ -276,9 +317,13 @@ def test_without_a_route_a_masqueraded_connection_passes_and_is_counted() -> Non
 
 def test_a_backend_on_the_node_itself_sees_the_client() -> None:
     """What is delivered locally never passes POSTROUTING, where MASQUERADE would be."""
-    dataplane = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: b"")
+    dataplane = Dataplane(
+        rng=Random(1), classes=classes(), interfaces=Names(), masquerade_source=lambda _: b""
+    )
     dataplane.upsert([one_plan((1,), masquerade=True)])
-    plain = Dataplane(rng=Random(1), classifier=classifier(), masquerade_source=lambda _: None)
+    plain = Dataplane(
+        rng=Random(1), classes=classes(), interfaces=Names(), masquerade_source=lambda _: None
+    )
     plain.upsert([one_plan((1,), masquerade=False)])
     assert dataplane.assemble([syn(1000)]) == plain.assemble([syn(1000)])
     assert dataplane.no_route == 0
@@ -297,6 +342,64 @@ def test_a_backend_that_leaves_leaves_nothing_behind() -> None:
     assert targets() == before + 1
 
 
+LOCAL_FOR_STRANGERS = (
+    Action(verdict=Verdict.BACKEND),
+    Action(verdict=Verdict.BACKEND),
+    Action(verdict=Verdict.DROP),
+)
+
+
+def dropping_strangers(*arrivals: int, names: Names) -> tuple[Dataplane, list[QueuedPacket]]:
+    """A dataplane that drops strangers, and one packet of one source for each arrival."""
+    plan = msgspec.structs.replace(one_plan(), actions=LOCAL_FOR_STRANGERS)
+    dataplane = Dataplane(
+        rng=Random(1),
+        classes=classes(interface_name_prefix="veth"),
+        interfaces=names,
+        masquerade_source=masquerade_source,
+    )
+    dataplane.upsert([plan])
+    packets = [(number, arrival, syn(number)[2]) for number, arrival in enumerate(arrivals)]
+    return dataplane, packets
+
+
+def test_by_interface_a_packet_is_what_it_came_in_by() -> None:
+    names = Names()
+    dataplane, packets = dropping_strangers(2, 2, 1, 2, 0, 1, names=names)
+    entries, dropped = dataplane.assemble(packets)
+    assert dropped == [2, 4, 5]  # by eth0, and forged by a process of the node
+    assert [parsed(entry)[0] for entry in entries] == [1, 2, 3]
+    assert [parsed(entry)[1].src_port for entry in entries] == [0, 1, 3]
+    assert names.asked == [2, 1, 0]
+    dataplane.assemble(packets)
+    assert names.asked == [2, 1, 0]  # and remembered
+
+
+def test_an_index_that_changes_hands_takes_its_new_name() -> None:
+    names = Names()
+    dataplane, packets = dropping_strangers(1, 2, names=names)
+    assert dataplane.assemble(packets)[1] == [0]
+    names.rename(if1="vethb", if2="eth1")
+    assert dataplane.assemble(packets)[1] == [1]
+
+
+def test_an_interface_that_has_gone_is_asked_for_again() -> None:
+    names = Names()
+    dataplane, packets = dropping_strangers(9, names=names)
+    assert dataplane.assemble(packets)[1] == [0]
+    names.names[9] = "veth9"
+    assert dataplane.assemble(packets)[1] == []
+
+
+def test_by_address_nobody_asks_for_interfaces() -> None:
+    names = Names()
+    dataplane, packets = dropping_strangers(1, 2, names=names)
+    dataplane.set_classes(classes())
+    dataplane.assemble(packets)
+    assert names.asked == []
+    assert names.changed()  # not even that was asked
+
+
 def test_a_raising_balancer_costs_its_own_packets_only(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def update(self, weights: object, rng: Random) -> None: ...
@@ -310,8 +413,6 @@ def test_a_raising_balancer_costs_its_own_packets_only(monkeypatch: pytest.Monke
     from nfqproxy import balancers
 
     monkeypatch.setitem(balancers._REGISTRY, "broken", Broken)
-    import msgspec
-
     broken = msgspec.structs.replace(
         one_plan(), key=FrontendKey(Protocol.TCP, "10.96.0.81", 80), balancer="broken"
     )

@@ -96,8 +96,40 @@ def test_an_untranslated_udp_flow_is_poison() -> None:
     assert judge(entry(17, status=0), backend_lives=True) is Judgement.POISONED
 
 
-def test_sctp() -> None:
-    closed = entry(132, state=ctnetlink.SCTP_CONNTRACK_CLOSED)
-    open_ = entry(132, state=ctnetlink.SCTP_CONNTRACK_ESTABLISHED)
-    assert judge(closed, backend_lives=True) is Judgement.REUSED
-    assert judge(open_, backend_lives=True) is Judgement.TWIN
+ANSWERED = ctnetlink.IPS_DST_NAT | ctnetlink.IPS_SEEN_REPLY
+
+
+@pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.parametrize("status", [ANSWERED, ctnetlink.IPS_SEEN_REPLY])
+def test_an_sctp_association_in_use_is_never_cut(lives: bool, status: int) -> None:
+    for state in (ctnetlink.SCTP_CONNTRACK_ESTABLISHED, ctnetlink.SCTP_CONNTRACK_COOKIE_ECHOED):
+        found = judge(entry(132, state=state, status=status), backend_lives=lives)
+        assert found is Judgement.ALIVE
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_finished_sctp_association_makes_way(lives: bool) -> None:
+    for state in (ctnetlink.SCTP_CONNTRACK_CLOSED, ctnetlink.SCTP_CONNTRACK_SHUTDOWN_ACK_SENT):
+        found = judge(entry(132, state=state, status=ANSWERED), backend_lives=lives)
+        assert found is Judgement.REUSED
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "while_it_lives"),
+    [
+        (None, ctnetlink.IPS_DST_NAT, Judgement.TWIN),
+        (ctnetlink.SCTP_CONNTRACK_NONE, ctnetlink.IPS_DST_NAT, Judgement.TWIN),
+        # Unanswered: the state is that of one that has ended.
+        (ctnetlink.SCTP_CONNTRACK_CLOSED, ctnetlink.IPS_DST_NAT, Judgement.RETRANSMIT),
+        (ctnetlink.SCTP_CONNTRACK_COOKIE_WAIT, ANSWERED, Judgement.TWIN),
+    ],
+)
+def test_an_opening_sctp_association_stays_with_a_living_backend(
+    state: int | None, status: int, while_it_lives: Judgement
+) -> None:
+    opening = entry(132, state=state, status=status)
+    assert judge(opening, backend_lives=True) is while_it_lives
+    assert not while_it_lives.replaces
+    assert judge(opening, backend_lives=False) is Judgement.BACKEND_GONE
+    untranslated = entry(132, state=state, status=status & ~ctnetlink.IPS_DST_NAT)
+    assert judge(untranslated, backend_lives=True) is Judgement.POISONED

@@ -6,7 +6,7 @@ import pytest
 
 from nfqproxy.core import sources
 from nfqproxy.core.sources import SourceClasses, SourceClassifier
-from nfqproxy.model import ClientClass, NodeContext
+from nfqproxy.model import ClientClass, PodDetector
 
 CLASSIFIER_ARGUMENTS = (
     ("10.244.0.0/16", "fd00:10:244::/56"),
@@ -63,8 +63,7 @@ def test_the_whole_address_space_as_one_pod_network() -> None:
     ],
 )
 def test_interfaces(detector: dict[str, str], interface: str, expected: ClientClass) -> None:
-    node = NodeContext(node_name="n1", **detector)
-    classes = SourceClasses(node, [ip_address("192.0.2.1").packed])
+    classes = SourceClasses(PodDetector(**detector), [ip_address("192.0.2.1").packed])
     assert classes.arriving_by(interface)[ip_address("198.51.100.9").packed] is expected
     # Sent by the node itself, whatever interfaces there are.
     assert classes.arriving_by(None)[ip_address("192.0.2.1").packed] is ClientClass.NODE

@@ -73,6 +73,11 @@ def test_node_ports_on_the_primary_addresses(write: Any, text: str) -> None:
             "longer than the 15 characters",
         ),
         (
+            "detectLocal: {interfaceNamePrefix: veth*}",
+            "detectLocal.interfaceNamePrefix",
+            "is no name of an interface",
+        ),
+        (
             "detectLocal: {bridgeinterface: cni0}",
             "detectLocal.bridgeinterface",
             'did you mean "bridgeInterface"?',
