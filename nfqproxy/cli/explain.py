@@ -88,12 +88,11 @@ def explain(
     Example: nfqproxy explain --manifests services.yaml --node n1 --from 10.244.1.9 --to 10.96.0.10:80/tcp
     """
     _check_usage(source, destination, packets, output)
-    config = configuration.load(config_file) if config_file else configuration.ProxyConfig()
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     is_described = bool(config_file or node or given)
     if manifests:
         given["manifests"] = manifests
-    config = configuration.check_flags(msgspec.structs.replace(config, **given))
+    config = configuration.from_file_and_flags(config_file, given)
     if config.manifests:
         answers = _offline(config, node)
     elif is_described:

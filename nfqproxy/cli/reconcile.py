@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from nfqproxy.api import admin
 from nfqproxy.app import App
@@ -52,8 +51,7 @@ def reconcile(config_file: Path | None, dry_run: bool, output: str, **flags: Any
             )
         document = admin.ask("reconcile", dry_run=dry_run)
     else:
-        config = configuration.load(config_file) if config_file else configuration.ProxyConfig()
-        config = configuration.check_flags(msgspec.structs.replace(config, **given))
+        config = configuration.from_file_and_flags(config_file, given)
         document = App(config).reconcile(dry_run=dry_run).document()
     if output == "json":
         click.echo(json.dumps(document, indent=2))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -23,17 +24,25 @@ _output = click.option("-o", "output", type=click.Choice(["text", "json"]), defa
 
 def _settings_options(function: F) -> F:
     for option in (
-        click.option("--mode", type=click.Choice(configuration.MODES), default="replace"),
-        click.option("--workers", type=int, default=1, help="Queues to spread connections over."),
-        click.option("--queue", "first_queue", type=int, default=100, help="The first queue."),
-        click.option("--iptables", type=click.Choice(configuration.IPTABLES), default="auto"),
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="The proxy's configuration file; flags win over it.",
+        ),
+        click.option("--mode", type=click.Choice(configuration.MODES), help="Default: replace."),
+        click.option("--workers", type=int, help="Queues to spread connections over. Default: 1."),
+        click.option("--queue", "first_queue", type=int, help="The first queue. Default: 100."),
+        click.option(
+            "--iptables", type=click.Choice(configuration.IPTABLES), help="Default: auto."
+        ),
     ):
         function = option(function)
     return function
 
 
-def _settings(**flags: Any) -> RuleSettings:
-    return rule_settings(configuration.check_flags(configuration.ProxyConfig(**flags)))
+def _settings(config_file: Path | None, **flags: Any) -> RuleSettings:
+    return rule_settings(configuration.from_file_and_flags(config_file, flags))
 
 
 @click.group()
@@ -67,7 +76,10 @@ def render(output: str, **flags: Any) -> None:
 def apply(output: str, **flags: Any) -> None:
     """Put the rules on this node; the sets stay as they are, empty on a new node.
 
-    Example: nfqproxy rules apply --mode overlay
+    Give the configuration file of the proxy that runs here, if it has one: node ports on 127.0.0.1 and
+    interfaces of pods have rules of their own.
+
+    Example: nfqproxy rules apply --config nfqproxy.yaml
     """
     settings = _settings(**flags)
     host_check.check_host(settings)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import uvloop
 
 from nfqproxy.app import App, Interrupted
@@ -53,9 +52,7 @@ def run(config_file: Path | None, once: bool, **flags: Any) -> int:
 
     Example: nfqproxy run --manifests services.yaml --node-name n1 --cluster-cidr 10.244.0.0/16
     """
-    config = configuration.load(config_file) if config_file else configuration.ProxyConfig()
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    config = configuration.check_flags(msgspec.structs.replace(config, **given))
+    config = configuration.from_file_and_flags(config_file, flags)
     try:
         uvloop.run(_run(config, once=once))
     except Interrupted:

@@ -5,6 +5,7 @@ error that names it and the nearest known one.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,16 @@ def _node_port_addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 # Field -> the flag that sets it, where the name differs by more than dashes.
 _FLAGS = {"firstQueue": "queue", "clusterCIDR": "cluster-cidr", "nodeAddresses": "node-address"}
+
+
+def from_file_and_flags(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
+    """The configuration of a file, if any, with the flags that were given in place of its values.
+
+    ManifestError names the file and the field, InputError the flag.
+    """
+    config = load(file) if file else ProxyConfig()
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    return check_flags(msgspec.structs.replace(config, **given))
 
 
 def check_flags(config: ProxyConfig) -> ProxyConfig:

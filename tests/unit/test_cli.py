@@ -118,6 +118,22 @@ def test_rules_render_differs_by_mode(cli: RunCli) -> None:
     assert {command for command in replace if replace[command] != overlay[command]} == {"nft -f -"}
 
 
+def test_rules_render_heeds_a_configuration_file_and_flags_win(cli: RunCli, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "detectLocalMode: BridgeInterface\nworkers: 2\n"
+        "detectLocal: {bridgeInterface: cni0, interfaceNamePrefix: veth}\n"
+    )
+    _, text, _ = cli("rules", "render", "--config", str(file), "--workers", "3")
+    assert 'iifname "cni0" goto class-pod' in text
+    assert "veth" not in text  # that of a detector that is not in use
+    assert "--queue-balance 100:102" in text
+    file.write_text("detectLocalMode: BridgeInterface\n")
+    status, _, err = cli("rules", "render", "--config", str(file))
+    assert status == 2
+    assert f"{file}: detectLocal.bridgeInterface" in err
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
