@@ -11,6 +11,7 @@ from ipaddress import ip_network
 from nfqproxy.model import ClientClass, NodeContext
 
 _LOOPBACK_V4 = 127
+_LOOPBACK_V6 = bytes(15) + b"\1"
 _MAX_REMEMBERED = 65536
 
 
@@ -66,7 +67,8 @@ class SourceClassifier(dict[bytes, ClientClass]):
         for size, network, host_bits in self._prefixes:
             if size == length and value >> host_bits == network:
                 return ClientClass.POD
-        if address in self._local or (len(address) == 4 and address[0] == _LOOPBACK_V4):
+        is_loopback = address[0] == _LOOPBACK_V4 if length == 4 else address == _LOOPBACK_V6
+        if is_loopback or address in self._local:
             return ClientClass.NODE
         return ClientClass.EXTERNAL
 
