@@ -246,10 +246,10 @@ def killed(proxy: Proxy, lab: Twin) -> None:
 
 def agree(case: Case, kube: Outcome, ours: Outcome) -> bool:
     """Whether two outcomes are the same; of two sticky draws each may be another."""
-    if not case.target.is_sticky or kube.kind is not Kind.SERVED or ours.kind is not Kind.SERVED:
-        return kube == ours
-    (kube_seen,), (our_seen,) = kube.seen, ours.seen
-    return kube_seen[0] != our_seen[0] or kube_seen == our_seen
+    is_one_each = len(kube.draws) == len(ours.draws) == 1
+    if case.target.is_sticky and is_one_each and kube.draws.keys() != ours.draws.keys():
+        return kube.kind is ours.kind
+    return kube == ours
 
 
 def listed(rows: Iterable[Difference], case: Case, mode: Mode) -> Difference | None:
