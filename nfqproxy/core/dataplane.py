@@ -133,6 +133,10 @@ class Dataplane:
         """Packets for which the balancer raised."""
         self.no_route = 0
         """Connections to be masqueraded without a route to the backend: left to what stands behind."""
+        self.source_range_dropped = 0
+        """Packets whose source is in no source range; without a worker the kernel counts them."""
+        self.no_local_endpoint_dropped = 0
+        """Packets whose client a Local policy leaves no endpoint; the same."""
 
     def __len__(self) -> int:
         return sum(len(table) for table in self._tables.values())
@@ -353,8 +357,13 @@ class Dataplane:
             except (struct_error, IndexError, CodecError):
                 self.unparsed += 1
                 continue
+            if frontend.allowed is not None and not frontend.allowed[src]:
+                self.source_range_dropped += 1
+                dropped.append(packet_id)
+                continue
             action = frontend.actions[classes[src]]
-            if action is None or (frontend.allowed is not None and not frontend.allowed[src]):
+            if action is None:
+                self.no_local_endpoint_dropped += 1
                 dropped.append(packet_id)
                 continue
             pick, targets, sticky = action

@@ -71,7 +71,7 @@ def _send_init(family: int, key: FrontendKey, source: tuple[str, int] | None) ->
     return SILENCE
 
 
-def ping(address: str) -> str:
+def ping(address: str, source: tuple[str, int] | None = None) -> str:
     """Send an echo request; return "echo", the ICMP error about it, or SILENCE."""
     six = ":" in address
     family = socket.AF_INET6 if six else socket.AF_INET
@@ -79,6 +79,8 @@ def ping(address: str) -> str:
     request = bytes(ICMPv6EchoRequest(id=7) if six else ICMP(id=7))
     with socket.socket(family, socket.SOCK_RAW, number) as sock:
         sock.settimeout(_QUIET_S)
+        if source:
+            sock.bind((source[0], 0))
         with suppress(PermissionError):
             sock.sendto(request, (address, 0))
         return _icmp_error(sock, address, number) or SILENCE

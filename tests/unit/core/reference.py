@@ -19,7 +19,7 @@ def client_class(src: bytes, cidrs: Sequence[str], node: Sequence[str]) -> Clien
     address = ip_address(src)
     if any(address in ip_network(c) for c in cidrs if ip_network(c).version == address.version):
         return ClientClass.POD
-    if str(address) in node or address in ip_network("127.0.0.0/8"):
+    if str(address) in node or address.is_loopback:
         return ClientClass.NODE
     return ClientClass.EXTERNAL
 
