@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -237,13 +238,14 @@ def runs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runs]:
     # Only what was selected, so that a single vector is quick to try.
-    wanted = [
-        (item.callspec.params["phase"], item.callspec.params["case"])
+    chosen = [
+        item.callspec.params
         for item in request.session.items
         if isinstance(item, pytest.Function)
         and item.path == Path(__file__)
         and hasattr(item, "callspec")
     ]
+    wanted = [(str(each["phase"]), cast("Case", each["case"])) for each in chosen]
     with ExitStack() as stack:
         world = stack.enter_context(vector_world())
         yield Runs(world, wanted, tmp_path_factory.mktemp("vectors"))

@@ -6,7 +6,7 @@
     |
     [lan]  192.168.0.254                          default route of n1; owns every Service address, so what
     |                                             no proxy captures is answered here, as "outside"
-    n1 eth0 192.168.0.1, eth1 192.168.7.1 ------ n2 192.168.7.2
+    n1 eth1 192.168.0.1, eth0 192.168.7.1 ------ n2 192.168.7.2
     |       |                                    |      |
     e1 .1.5 pod1 .1.9                            e2 .2.5 pod2 .2.9    10.244.x.y, as in lab/topology.py
 
@@ -36,6 +36,8 @@ from tests.kernel.responder import Responder
 from tests.scenarios.twins import TWINS
 
 NODE_MAC = "ee:ee:ee:00:00:01"
+UPLINK = "eth1"
+"""n1's device towards the clients; by eth0 it reaches n2, as vector 33 has it."""
 PRIMARY = "192.168.0.1"
 INNER4, INNER6 = "192.168.7.1", "2001:db8:7::1"
 """n1's addresses on its link to n2."""
@@ -89,12 +91,12 @@ class VectorWorld:
     def node_addresses(self, addresses: tuple[str, ...]) -> Iterator[None]:
         """n1 has these addresses too; for IPv6 as one that nobody chooses as a source by itself."""
         for address in addresses:
-            self.node.ip(f"addr add {_host(address)} dev eth0")
+            self.node.ip(f"addr add {_host(address)} dev {UPLINK}")
         try:
             yield
         finally:
             for address in addresses:
-                self.node.ip(f"addr del {_host(address)} dev eth0")
+                self.node.ip(f"addr del {_host(address)} dev {UPLINK}")
 
     def probe_by_frame(self, source: str, key: FrontendKey) -> str:
         """Put a first packet straight on the client's wire, whatever its addresses, and tell what comes back.
@@ -159,8 +161,8 @@ def _set_up(group: NamespaceGroup, pods: list[Pod]) -> None:
         member.sysctl({"net/ipv4/icmp_ratemask": 0, "net/ipv6/icmp/ratemask": "2"})
     links = [
         Veth(left="c", left_device="eth0", right="lan", right_device="c"),
-        Veth(left="lan", left_device="n1", right="n1", right_device="eth0", right_mac=NODE_MAC),
-        Veth(left="n2", left_device="eth1", right="n1", right_device="eth1"),
+        Veth(left="lan", left_device="n1", right="n1", right_device=UPLINK, right_mac=NODE_MAC),
+        Veth(left="n2", left_device="eth0", right="n1", right_device="eth0"),
     ]
     for pod in pods:
         links.append(
@@ -198,15 +200,15 @@ def _set_up(group: NamespaceGroup, pods: list[Pod]) -> None:
     group["n1"].ip(
         "link set lo up",
         "link set eth0 up",
-        "link set eth1 up",
-        f"addr add {PRIMARY}/24 dev eth0",
-        f"addr add {six[PRIMARY]}/64 dev eth0 nodad",
-        f"addr add {INNER4}/24 dev eth1",
-        f"addr add {INNER6}/64 dev eth1 nodad",
+        f"link set {UPLINK} up",
+        f"addr add {PRIMARY}/24 dev {UPLINK}",
+        f"addr add {six[PRIMARY]}/64 dev {UPLINK} nodad",
+        f"addr add {INNER4}/24 dev eth0",
+        f"addr add {INNER6}/64 dev eth0 nodad",
         f"route add default via {_HOST4}",
         f"route add ::/0 via {_HOST6}",
-        *(f"route add {a}/32 dev eth0" for a in CLIENTS),
-        *(f"route add {six[a]}/128 dev eth0" for a in CLIENTS),
+        *(f"route add {a}/32 dev {UPLINK}" for a in CLIENTS),
+        *(f"route add {six[a]}/128 dev {UPLINK}" for a in CLIENTS),
         f"route add 10.244.2.0/24 via {_N2_4}",
         f"route add {six['10.244.2.0/24']} via {_N2_6}",
         *_pod_lines([pod for pod in pods if pod.node == "n1"]),
@@ -214,9 +216,9 @@ def _set_up(group: NamespaceGroup, pods: list[Pod]) -> None:
     e2 = next(pod for pod in pods if pod.name == "e2")
     group["n2"].ip(
         "link set lo up",
-        "link set eth1 up",
-        f"addr add {_N2_4}/24 dev eth1",
-        f"addr add {_N2_6}/64 dev eth1 nodad",
+        "link set eth0 up",
+        f"addr add {_N2_4}/24 dev eth0",
+        f"addr add {_N2_6}/64 dev eth0 nodad",
         f"route add default via {INNER4}",
         f"route add ::/0 via {INNER6}",
         *_pod_lines([pod for pod in pods if pod.node == "n2"]),
