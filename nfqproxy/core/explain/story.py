@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from nfqproxy.core.explain.candidates import host_port, listed
 from nfqproxy.core.explain.case import CLIENT_WORDS, Case, Origin
 from nfqproxy.core.explain.explanation import Candidate
+from nfqproxy.core.explain.index import is_loopback
 from nfqproxy.core.explain.packet import Packet
 from nfqproxy.core.fallback import frontend_elements, slots
 from nfqproxy.core.plans import is_served
@@ -74,7 +75,7 @@ def refused(packet: Packet, origin: Origin, plan: FrontendPlan, state: str, hook
     return (
         *(_raw_queued(packet, origin, plan) if is_queued else (_raw_not_queued(packet, origin),)),
         f"conntrack {origin.hook}: a new, untranslated connection",
-        f"nat {origin.hook}: no map of nft {_table(packet)} has a slot for it: {state}",
+        _no_slot(packet, origin, state),
         *_routing_untranslated(packet, hook),
         f"filter {hook}: nft {_table(packet)} refuse-{hook.lower()}: {_key(packet)} is in refusals ->"
         " reject",
@@ -100,7 +101,7 @@ def dropped(
     return (
         _raw_not_queued(packet, origin),
         f"conntrack {origin.hook}: a new, untranslated connection",
-        f"nat {origin.hook}: no map of nft {_table(packet)} has a slot for it: {why}",
+        _no_slot(packet, origin, why),
         *_routing_untranslated(packet, hook),
         f"filter {hook}: {_refusals_drop(packet, hook)}",
         silence,
@@ -108,15 +109,18 @@ def dropped(
     )
 
 
-def martian(packet: Packet, origin: Origin) -> Steps:
-    """A loopback address on the wire."""
-    return (
-        f"raw {origin.hook}: where localhostNodePorts is on, nft {_table(packet)} drops what comes from"
-        " outside for 127.0.0.0/8 before anything of ours may translate it",
-        "routing: else the kernel itself drops it as a martian (net/ipv4/route.c)",
-        "reply: none",
-        "without a worker: the same",
-    )
+def martian(packet: Packet, origin: Origin, *, is_guarded: bool) -> Steps:
+    """A loopback address on the wire. ``is_guarded``: we have opened 127.0.0.0/8 to node ports."""
+    if packet.family is Family.IPV6:
+        way = "routing: never comes that far, IPv6 itself drops it (net/ipv6/ip6_input.c)"
+    elif is_guarded and is_loopback(packet.destination):
+        way = (
+            f"raw {origin.hook}: before it, nft {_table(packet)} martians-prerouting drops what comes from"
+            " outside for 127.0.0.0/8, so nothing of ours may translate it"
+        )
+    else:
+        way = "routing: the kernel itself drops it as a martian (net/ipv4/route.c)"
+    return (way, "reply: none", "without a worker: the same")
 
 
 def no_such_port(packet: Packet, origin: Origin) -> Steps:
@@ -194,6 +198,10 @@ def _raw_not_queued(packet: Packet, origin: Origin) -> str:
         f"raw {origin.hook}: {_member(packet)} is not in nfqproxy-frontends-{int(packet.family)}"
         " -> not queued"
     )
+
+
+def _no_slot(packet: Packet, origin: Origin, why: str) -> str:
+    return f"nat {origin.hook}: the maps of nft {_table(packet)}: no slot for it, {why}"
 
 
 def _refusals_drop(packet: Packet, hook: str) -> str:
@@ -313,9 +321,11 @@ def _towards_backend(case: Case) -> Steps:
         places = listed(_place(backend) for backend in backends)
         way = "to the node's own socket" if hook == "INPUT" else "by the node's route"
         steps.append(f"routing: to the new destination, {way}: {places}")
+        # Overlay mode has none; kube-proxy's are about its own chains.
+        ours = "" if case.is_overlay else "our refusals look at untranslated connections only; "
         steps.append(
-            f"filter {hook}: our refusals look at untranslated connections only; others' rules and network"
-            " policies see the packet with the backend as its destination"
+            f"filter {hook}: {ours}others' rules and network policies see the packet with the backend as its"
+            " destination"
         )
     return tuple(steps)
 
