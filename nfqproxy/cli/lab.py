@@ -14,7 +14,7 @@ from rich.console import Console
 
 from nfqproxy.errors import HostError, NfqproxyError
 from nfqproxy.lab import state as states
-from nfqproxy.lab.cluster import Lab
+from nfqproxy.lab.standing import Lab
 from nfqproxy.lab.manifest import manifest
 from nfqproxy.lab.result import LabResult
 from nfqproxy.lab.scenario import run_scenario

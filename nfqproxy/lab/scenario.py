@@ -17,7 +17,7 @@ from typing import Protocol
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.counters import rule_counters
 from nfqproxy.lab.chi_square import chi_square
-from nfqproxy.lab.cluster import DNS, PLAIN, WEB, WEB6, Lab
+from nfqproxy.lab.standing import DNS, PLAIN, WEB, WEB6, Lab
 from nfqproxy.lab.jobs import (
     DnsJob,
     HeldJob,

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from nfqproxy.errors import InputError, NfqproxyError
 from nfqproxy.kernel.processes import ProcessRef
 from nfqproxy.lab import state as states
-from nfqproxy.lab.cluster import Lab
+from nfqproxy.lab.standing import Lab
 from nfqproxy.lab.state import LabState
 
 
