@@ -4,6 +4,7 @@ What runs in its pods and which Services it has is the business of its kinds (st
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 from nfqproxy.api import admin
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel.netns import Namespace
-from nfqproxy.kernel.processes import ProcessRef, uninterrupted
+from nfqproxy.kernel.processes import uninterrupted
 from nfqproxy.lab import state as states
 from nfqproxy.lab.servers import require_programs, start_dns, start_web
 from nfqproxy.lab.state import LabState
@@ -28,6 +29,7 @@ PROGRAMS = ("ip", "iptables", "ip6tables", "ipset", "nft", "conntrack", "nginx",
 
 _PROXY_START_S = 30.0
 _FOLLOW_S = 20.0
+_RECOVERY_S = 15.0
 _FOLLOWED = "nfqproxy: revision "
 """What the proxy logs when workers and kernel have followed a change."""
 
@@ -78,7 +80,7 @@ class Cluster:
         self.topology.build()
         self.furnish(step)
         step(f"proxy: nfqproxy run in {self.node.name}")
-        self._start_proxy(proxy_seed)
+        self.start_proxy(proxy_seed)
 
     def furnish(self, step: Step) -> None:
         """Put servers into the pods and write the first manifests."""
@@ -96,14 +98,15 @@ class Cluster:
         self.state = replace(self.state, processes=tuple(processes))
         states.save(self.state)
 
-    def _start_proxy(self, seed: int | None) -> None:
+    def start_proxy(self, seed: int | None = None) -> None:
+        """Start the proxy and wait until it serves; NfqproxyError with what it said if it does not."""
         command = [sys.executable, "-m", "nfqproxy", "run", "--mode", "replace"]
         command += ["--manifests", str(self.manifest_file), "--node-name", self.topology.node.name]
         command += ["--workers", str(self.state.workers), "--reader", self.state.reader]
         command += self.proxy_flags()
         if seed is not None:
             command += ["--seed", str(seed)]
-        with self.proxy_log.open("wb") as log:
+        with self.proxy_log.open("ab") as log:
             child = self.node.popen(*command, stderr=log)
         self._record()
         deadline = time.monotonic() + _PROXY_START_S
@@ -167,6 +170,24 @@ class Cluster:
             and len(workers) == self.state.workers
             and all(worker["ready"] for worker in workers)
         )
+
+    def kill_workers(self) -> tuple[int, ...]:
+        """SIGKILL to every worker; the process ids they had."""
+        pids = tuple(int(worker["pid"]) for worker in self.status()["workers"])
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return pids
+
+    def has_new_workers(self, killed: tuple[int, ...]) -> bool:
+        """Whether other workers decide; waits for them for a while (a slow machine)."""
+        deadline = time.monotonic() + _RECOVERY_S
+        while True:
+            workers = self.status()["workers"]
+            if all(worker["ready"] and worker["pid"] not in killed for worker in workers):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
 
     # ---------------------------------------------------------------------------------- the end
 

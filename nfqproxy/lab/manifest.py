@@ -38,9 +38,7 @@ def manifest(node: Node, pods: Sequence[Pod], weights: Sequence[int]) -> str:
             name=name,
             number=number,
             ports=(port,),
-            endpoints=tuple(
-                Endpoint(pod=pod, name=backend_name(i)) for i, pod in enumerate(pods)
-            ),
+            endpoints=tuple(Endpoint(pod=pod, name=backend_name(i)) for i, pod in enumerate(pods)),
             weights={backend_name(i): weight for i, weight in enumerate(weights)},
         )
         objects += service.objects()

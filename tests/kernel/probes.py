@@ -8,10 +8,11 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6EchoRequest
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 
+from nfqproxy.lab.icmp import PORT_UNREACHABLE, open_listener, read_message
 from nfqproxy.model import Family, FrontendKey, Protocol
 
 SILENCE = "silence"
-REFUSED = {Family.IPV4: "icmp 3/3", Family.IPV6: "icmp 1/4"}
+REFUSED = {family: "icmp {}/{}".format(*what) for family, what in PORT_UNREACHABLE.items()}
 """Port unreachable: RFC 792 type 3 code 3, RFC 4443 type 1 code 4."""
 
 _QUIET_S = 0.4
@@ -25,8 +26,7 @@ def probe(key: FrontendKey, source: tuple[str, int] | None = None) -> str:
     socket must also have felt as ECONNREFUSED; SILENCE; or the name of an errno.
     """
     family = socket.AF_INET6 if key.family is Family.IPV6 else socket.AF_INET
-    icmp = socket.IPPROTO_ICMPV6 if key.family is Family.IPV6 else socket.IPPROTO_ICMP
-    with socket.socket(family, socket.SOCK_RAW, icmp) as errors:
+    with open_listener(key.family) as errors:
         errors.settimeout(_QUIET_S)
         if key.protocol is Protocol.SCTP:
             outcome = _send_init(family, key, source)
@@ -73,11 +73,10 @@ def _send_init(family: int, key: FrontendKey, source: tuple[str, int] | None) ->
 
 def ping(address: str) -> str:
     """Send an echo request; return "echo", the ICMP error about it, or SILENCE."""
-    six = ":" in address
-    family = socket.AF_INET6 if six else socket.AF_INET
-    number = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
-    request = bytes(ICMPv6EchoRequest(id=7) if six else ICMP(id=7))
-    with socket.socket(family, socket.SOCK_RAW, number) as sock:
+    family = Family.IPV6 if ":" in address else Family.IPV4
+    number = socket.IPPROTO_ICMPV6 if family is Family.IPV6 else socket.IPPROTO_ICMP
+    request = bytes(ICMPv6EchoRequest(id=7) if family is Family.IPV6 else ICMP(id=7))
+    with open_listener(family) as sock:
         sock.settimeout(_QUIET_S)
         with suppress(PermissionError):
             sock.sendto(request, (address, 0))
@@ -89,26 +88,13 @@ def _icmp_error(errors: socket.socket, address: str, protocol: int, port: int = 
 
     An echo reply from there is told as "echo".
     """
-    destination = socket.inet_pton(errors.family, address)
     while True:
         try:
-            data, sender = errors.recvfrom(2048)
+            message = read_message(errors)
         except TimeoutError:
             return ""
-        if errors.family == socket.AF_INET:
-            data = data[(data[0] & 15) * 4 :]
-            is_error, inner, address_at, protocol_at = data[0] in (3, 11), data[8:], 16, 9
-            ports = inner[(inner[0] & 15) * 4 :] if is_error else b""
-        else:
-            is_error, inner, address_at, protocol_at = data[0] < 128, data[8:], 24, 6
-            ports = inner[40:]
-        if data[0] in (0, 129) and sender[0] == address:
+        if message.kind in (0, 129) and message.sender == address:
             return "echo"
-        about = inner[address_at : address_at + len(destination)]
-        if (
-            is_error
-            and about == destination
-            and inner[protocol_at] == protocol
-            and (not port or int.from_bytes(ports[2:4]) == port)
-        ):
-            return f"icmp {data[0]}/{data[1]}"
+        is_about_it = (message.destination, message.protocol) == (address, protocol)
+        if is_about_it and port in (0, message.port):
+            return f"icmp {message.kind}/{message.code}"
