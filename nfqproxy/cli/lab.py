@@ -100,6 +100,7 @@ def lab(
     Example: nfqproxy lab
              nfqproxy lab --weights 8:1:1 --connections 10000 -o json
              nfqproxy lab up, then play, then nfqproxy lab down
+             nfqproxy lab run services
     """
     if context.invoked_subcommand is not None:
         refuse_options_before(context)

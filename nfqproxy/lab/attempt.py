@@ -41,6 +41,8 @@ class Attempt(Struct, frozen=True, kw_only=True):
     """What became of one connection."""
 
     outcome: Outcome
+    source: str = ""
+    """The address it was made from; empty: the kernel's choice."""
     backend: str = ""
     """Who answered."""
     seen_as: str = ""

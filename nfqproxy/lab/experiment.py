@@ -55,6 +55,8 @@ class Expectation(Struct, frozen=True, kw_only=True):
     sticks: Sticks = Sticks.NO
     seen_as: str = ""
     """``client``: the backend sees the client's own address; ``node``: the node's; empty: not asked."""
+    kept: Mapping[str, str] = {}
+    """Backends that clients, by address, had before and must get again."""
 
     def __str__(self) -> str:
         match self.outcome:
@@ -65,13 +67,22 @@ class Expectation(Struct, frozen=True, kw_only=True):
         names = ", ".join(self.backends)
         if self.sticks is Sticks.YES and len(self.backends) > 1:
             names = f"one of {names}, always the same"
+        if self.kept:
+            names += f", {len(self.kept)} clients by the one they had"
         told = {"client": ", seen as the client", "node": ", seen as the node"}
         return f"served by {names}{told.get(self.seen_as, '')}"
 
 
-def served(*backends: str, seen_as: str = "", sticks: Sticks = Sticks.NO) -> Expectation:
+def served(
+    *backends: str,
+    seen_as: str = "",
+    sticks: Sticks = Sticks.NO,
+    kept: Mapping[str, str] | None = None,
+) -> Expectation:
     """Every connection is served, by these backends and no others."""
-    return Expectation(outcome=Outcome.SERVED, backends=backends, seen_as=seen_as, sticks=sticks)
+    return Expectation(
+        outcome=Outcome.SERVED, backends=backends, seen_as=seen_as, sticks=sticks, kept=kept or {}
+    )
 
 
 def refused() -> Expectation:
@@ -117,6 +128,8 @@ class Seen(Struct, frozen=True, kw_only=True):
     seen_as: dict[str, int]
     """Source addresses that the backends saw."""
     problems: dict[str, int]
+    by_source: dict[str, str]
+    """The last backend of each client address that the probe has chosen."""
 
 
 def seen(source: str, to: FrontendKey, attempts: Sequence[Attempt]) -> Seen:
@@ -129,6 +142,7 @@ def seen(source: str, to: FrontendKey, attempts: Sequence[Attempt]) -> Seen:
         backends=_counts(one.backend for one in attempts if one.backend),
         seen_as=_counts(one.seen_as for one in attempts if one.seen_as),
         problems=_counts(one.problem for one in attempts if one.problem),
+        by_source={one.source: one.backend for one in attempts if one.source},
     )
 
 
@@ -179,6 +193,9 @@ def _misplaced(expect: Expectation, part: Seen) -> list[str]:
         missing = [name for name in expect.backends if name not in part.backends]
         if missing:
             problems.append(f"{', '.join(missing)} got nothing of {part.to}")
+    moved = [client for client, name in expect.kept.items() if part.by_source.get(client) != name]
+    if moved:
+        problems.append(f"{len(moved)} of {len(expect.kept)} clients got another backend")
     return problems
 
 

@@ -7,7 +7,7 @@ each other and each has Services of its own, so any of them can be shown alone.
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nfqproxy.lab.experiment import Probe, Run, Sticks, dropped, refused, served
 from nfqproxy.lab.objects import Endpoint, Port, Service
@@ -223,32 +223,35 @@ def _affinity(stage: Stage) -> None:
     sticky = _web_on_node_port("sticky", 70, *pods, sessionAffinity="ClientIP")
     to = _node_port(stage, sticky)[:1]  # the clients' many addresses are IPv4
     stage.situation("sessionAffinity ClientIP, four endpoints", sticky)
-    one, _ = stage.send(
+
+    def many(kept: Mapping[str, str], pods: Sequence[Pod]) -> Probe:
+        expect = served(*_names(pods), seen_as="node", kept=kept)
+        return Probe(source="c1", to=to, times=len(CROWD), bind=CROWD, expect=expect)
+
+    one, crowd = stage.send(
         Probe(
             source="c1",
             to=to,
             times=SOME,
             expect=served(*_names(pods), sticks=Sticks.YES, seen_as="node"),
         ),
-        Probe(
-            source="c1",
-            to=to,
-            times=len(CROWD),
-            bind=CROWD,
-            expect=served(*_names(pods), seen_as="node"),
-        ),
+        many({}, pods),
     )
     chosen = next(iter(one.total("backends")), "")
+    first = crowd.seen[0].by_source
     stage.restart_workers("every worker killed and replaced")
     again = Probe(
         source="c1", to=to, times=SOME, expect=served(chosen, sticks=Sticks.YES, seen_as="node")
     )
-    stage.send(again)
+    stage.send(again, many(first, pods))
     others = [pod for pod in pods if pod.name != chosen]
     rest = _web_on_node_port("sticky", 70, *others, sessionAffinity="ClientIP")
     stage.situation(f"{chosen} leaves", rest)
     moved = served(*_names(others), sticks=Sticks.YES, seen_as="node")
-    stage.send(Probe(source="c1", to=to, times=SOME, expect=moved))
+    stage.send(
+        Probe(source="c1", to=to, times=SOME, expect=moved),
+        many({client: name for client, name in first.items() if name != chosen}, others),
+    )
 
 
 def _hairpin(stage: Stage) -> None:

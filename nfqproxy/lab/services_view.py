@@ -139,8 +139,9 @@ def show_run(run: Run, console: Console) -> None:
     console.print()
     wrong = [str(step.number) for step in run.steps if not step.ok]
     where = f"; see step {', '.join(wrong)}" if wrong else ""
+    steps = "1 step" if len(run.steps) == 1 else f"{len(run.steps)} steps"
     console.print(
-        f"{verdict_word(run.ok)}  {len(run.steps)} steps, {run.connections:,} connections,"
+        f"{verdict_word(run.ok)}  {steps}, {run.connections:,} connections,"
         f" {run.elapsed_s:.1f} s{where}",
         soft_wrap=True,
     )

@@ -151,7 +151,8 @@ class Stage:
             found: list[Attempt] = []
             for number in range(probe.times):
                 source = probe.bind[number % len(probe.bind)] if probe.bind else ""
-                found.append(attempt(to, source=source, timeout_s=patience))
+                made = attempt(to, source=source, timeout_s=patience)
+                found.append(msgspec.structs.replace(made, source=source))
                 if sum(one.outcome is not probe.expect.outcome for one in found) == _GIVE_UP:
                     break
             return found

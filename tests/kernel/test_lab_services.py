@@ -85,9 +85,13 @@ def _look_at_what_was_seen(steps: list[Step]) -> None:
     assert with_proxy == killed == [{"refused": 2}] * 5 + [{"dropped": 2}]
     assert refusals[12] == {"served": 40}
 
-    first, crowd, again, moved = (
-        sum_of(probe, "backends") for probe in by_title["Session affinity ClientIP"]
-    )
+    affinity = by_title["Session affinity ClientIP"]
+    first, crowd, again, _, moved, _ = (sum_of(probe, "backends") for probe in affinity)
+    clients = [affinity[index]["seen"][0]["by_source"] for index in (1, 3, 5)]
+    assert len(clients[0]) == 80
+    assert clients[1] == clients[0]
+    for client, backend in clients[0].items():
+        assert clients[2][client] == backend or backend in first
     assert list(first.values()) == [20]
     assert again == first
     assert set(crowd) == everyone

@@ -30,6 +30,10 @@ def answers(*backends: str, seen_as: str = CLIENT) -> list[Attempt]:
     ]
 
 
+FROM_TWO = [
+    Attempt(outcome=Outcome.SERVED, source=f"10.0.0.{number}", backend=backend)
+    for number, backend in enumerate("ab", 1)
+]
 REFUSED = [Attempt(outcome=Outcome.REFUSED)]
 DROPPED = [Attempt(outcome=Outcome.DROPPED)]
 RESET = [Attempt(outcome=Outcome.FAILED, problem="ECONNREFUSED")]
@@ -54,6 +58,7 @@ def problems(
         (served("a", seen_as="client"), answers("a"), Verdict.BACKEND),
         (served("a", seen_as="node"), answers("a", seen_as=NODE), None),
         (served("a", "b", sticks=Sticks.YES), answers("b", "b"), None),
+        (served("a", "b", kept={"10.0.0.1": "a"}), FROM_TWO, None),
         (refused(), REFUSED, Verdict.REJECT),
         (dropped(), DROPPED, Verdict.DROP),
     ],
@@ -80,6 +85,11 @@ def test_what_is_as_expected(
             served("a", "b", sticks=Sticks.YES),
             answers("a", "b"),
             "2 backends served 192.0.2.1:30030/tcp",
+        ),
+        (
+            served("a", "b", kept={"10.0.0.1": "a", "10.0.0.2": "a"}),
+            FROM_TWO,
+            "1 of 2 clients got another backend",
         ),
         (served("a"), answers("a") + DROPPED, "1 of 2 to 192.0.2.1:30030/tcp: dropped"),
         (served("a"), REFUSED, "1 of 1 to 192.0.2.1:30030/tcp: refused"),
