@@ -181,8 +181,15 @@ def up(weights: tuple[int, ...], reader: str, workers: int, name: str, output: s
 class _Scenarios(HelpfulGroup):
     noun = "scenario"
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Scenarios"):
+            listed = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+            formatter.write_dl(
+                [(name, one.get_short_help_str(80)) for name, one in listed if one is not None]
+            )
 
-@lab.group(cls=_Scenarios, invoke_without_command=True)
+
+@lab.group(cls=_Scenarios, invoke_without_command=True, subcommand_metavar="[SCENARIO [OPTIONS]]")
 @options.traffic_options
 @options.name
 @click.pass_context

@@ -19,8 +19,9 @@ from nfqproxy.model import FrontendKey, Protocol
 __all__ = ["STEPS", "run_services"]
 
 MANY = 60
-"""Connections that miss one of four backends by chance in one of ten million runs."""
-SOME = 20
+"""So many connections miss one of four backends by chance once in eight million probes."""
+SOME = 30
+"""The same for one of two: once in five hundred million."""
 FEW = 5
 WEB = Port(name="http", port=80, target=8080)
 DNS = Port(name="dns", port=53, target=53, protocol="UDP")

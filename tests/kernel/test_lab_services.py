@@ -72,8 +72,8 @@ def _look_at_what_was_seen(steps: list[Step]) -> None:
     assert sum_of(outside, "seen_as") == {"192.0.2.1": 60, "2001:db8:2::1": 60}
 
     local, gone, from_pod, from_node = by_title["NodePort, externalTrafficPolicy Local"]
-    assert sum_of(local, "backends") == {"pod-1-11": 40}
-    assert sum_of(local, "seen_as") == {"192.0.2.10": 20, "2001:db8:2::10": 20}
+    assert sum_of(local, "backends") == {"pod-1-11": 60}
+    assert sum_of(local, "seen_as") == {"192.0.2.10": 30, "2001:db8:2::10": 30}
     assert sum_of(gone, "outcomes") == {"dropped": 2}
     assert [each["verdict"] for each in gone["explained"]] == ["drop", "drop"]
     assert "no endpoint on this node n1" in gone["explained"][0]["reason"]
@@ -83,7 +83,7 @@ def _look_at_what_was_seen(steps: list[Step]) -> None:
     refusals = [sum_of(probe, "outcomes") for probe in by_title["Refusals"]]
     with_proxy, killed = refusals[:6], refusals[6:12]
     assert with_proxy == killed == [{"refused": 2}] * 5 + [{"dropped": 2}]
-    assert refusals[12] == {"served": 40}
+    assert refusals[12] == {"served": 60}
 
     affinity = by_title["Session affinity ClientIP"]
     first, crowd, again, _, moved, _ = (sum_of(probe, "backends") for probe in affinity)
@@ -92,10 +92,10 @@ def _look_at_what_was_seen(steps: list[Step]) -> None:
     assert clients[1] == clients[0]
     for client, backend in clients[0].items():
         assert clients[2][client] == backend or backend in first
-    assert list(first.values()) == [20]
+    assert list(first.values()) == [30]
     assert again == first
     assert set(crowd) == everyone
-    assert list(moved.values()) == [20]
+    assert list(moved.values()) == [30]
     assert set(moved) != set(first)
 
     itself, _ = by_title["Hairpin"]

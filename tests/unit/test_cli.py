@@ -55,7 +55,8 @@ def test_help_lists_every_command(cli: RunCli) -> None:
 
 def test_help_lists_scenarios_and_steps(cli: RunCli) -> None:
     _, out, _ = cli("lab", "run", "--help")
-    assert re.search(r"^  services +Node ports, policies, affinity", out, re.MULTILINE)
+    assert "[SCENARIO [OPTIONS]]\n" in out
+    assert re.search(r"^Scenarios:\n  services +Node ports, policies, affinity", out, re.MULTILINE)
     assert re.search(r"^  spread +Weights, latency", out, re.MULTILINE)
     _, out, _ = cli("lab", "run", "services", "--help")
     assert re.search(r"^ +6  Refusals$", out, re.MULTILINE)

@@ -58,6 +58,16 @@ def test_a_folder_without_state_is_removed() -> None:
     assert states.remove("one") is True
 
 
+def test_the_pods_of_a_second_node_are_known() -> None:
+    """Whoever removes the lab of a killed process finds them."""
+    states.claim(replace(plan(), far_pods=2))
+    state = states.load("one")
+    assert state is not None
+    names = [member.name for member in state.topology().group]
+    assert names[-3:] == ["nfqp-none00-pod-1-13", "nfqp-none00-pod-2-11", "nfqp-none00-pod-2-12"]
+    assert "nfqp-none00-n2" in names
+
+
 def test_a_damaged_state_says_what_to_do() -> None:
     states.claim(plan())
     (states.FOLDER / "one" / "state.json").write_text("{")
