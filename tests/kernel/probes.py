@@ -10,11 +10,12 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6EchoRequest
 from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkParamStateCookie
 
+from nfqproxy.lab.icmp import PORT_UNREACHABLE, open_listener, read_message
 from nfqproxy.model import Family, FrontendKey, Protocol
 from tests.kernel.responder import family_of, sctp_packet
 
 SILENCE = "silence"
-REFUSED = {Family.IPV4: "icmp 3/3", Family.IPV6: "icmp 1/4"}
+REFUSED = {family: "icmp {}/{}".format(*what) for family, what in PORT_UNREACHABLE.items()}
 """Port unreachable: RFC 792 type 3 code 3, RFC 4443 type 1 code 4."""
 
 QUIET_S = 0.4
@@ -36,8 +37,7 @@ def probe(
         is_slow = key.protocol is Protocol.TCP and key.family is Family.IPV6
         patience_s = QUIET_S + 1.3 * is_slow
     family = family_of(key.address)
-    icmp = socket.IPPROTO_ICMPV6 if key.family is Family.IPV6 else socket.IPPROTO_ICMP
-    with socket.socket(family, socket.SOCK_RAW, icmp) as errors:
+    with open_listener(key.family) as errors:
         if key.protocol is Protocol.SCTP:
             return _associate(errors, key, source or ("", 40000), patience_s)
         outcome = _converse(family, key, source, patience_s)
@@ -107,10 +107,10 @@ def ping(
     address: str, source: tuple[str, int] | None = None, *, patience_s: float = QUIET_S
 ) -> str:
     """Send an echo request; return "echo", the ICMP error about it, or SILENCE."""
-    six = ":" in address
-    number = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
-    request = bytes(ICMPv6EchoRequest(id=7) if six else ICMP(id=7))
-    with socket.socket(family_of(address), socket.SOCK_RAW, number) as sock:
+    family = Family.IPV6 if ":" in address else Family.IPV4
+    number = socket.IPPROTO_ICMPV6 if family is Family.IPV6 else socket.IPPROTO_ICMP
+    request = bytes(ICMPv6EchoRequest(id=7) if family is Family.IPV6 else ICMP(id=7))
+    with open_listener(family) as sock:
         if source:
             sock.bind((source[0], 0))
         with suppress(PermissionError):
@@ -131,29 +131,18 @@ def _icmp_error(
 
     An echo reply from there is told as "echo". With ``source`` its port must be the packet's.
     """
-    destination = socket.inet_pton(errors.family, address)
     deadline = time.monotonic() + patience_s
     while True:
         errors.settimeout(max(0.0, deadline - time.monotonic()))
         try:
-            data, sender = errors.recvfrom(2048)
+            message = read_message(errors)
         except (TimeoutError, BlockingIOError):
             return ""
-        if errors.family == socket.AF_INET:
-            data = data[(data[0] & 15) * 4 :]
-            is_error, inner, address_at, protocol_at = data[0] in (3, 11), data[8:], 16, 9
-            ports = inner[(inner[0] & 15) * 4 :] if is_error else b""
-        else:
-            is_error, inner, address_at, protocol_at = data[0] < 128, data[8:], 24, 6
-            ports = inner[40:]
-        if data[0] in (0, 129) and sender[0] == address:
+        if message.kind in (0, 129) and message.sender == address:
             return "echo"
-        about = inner[address_at : address_at + len(destination)]
         if (
-            is_error
-            and about == destination
-            and inner[protocol_at] == protocol
-            and (not port or int.from_bytes(ports[2:4]) == port)
-            and (source is None or int.from_bytes(ports[:2]) == source[1])
+            (message.destination, message.protocol) == (address, protocol)
+            and port in (0, message.port)
+            and (source is None or message.source_port == source[1])
         ):
-            return f"icmp {data[0]}/{data[1]}"
+            return f"icmp {message.kind}/{message.code}"
