@@ -129,7 +129,7 @@ def _icmp_error(
 ) -> str:
     """Return the ICMP error that tells of a packet to ``address``; empty without.
 
-    An echo reply from there is told as "echo". With ``source`` its port must be the packet's.
+    An echo reply from there is told as "echo". With ``source`` its port, unless 0, must be the packet's.
     """
     deadline = time.monotonic() + patience_s
     while True:
@@ -143,6 +143,6 @@ def _icmp_error(
         if (
             (message.destination, message.protocol) == (address, protocol)
             and port in (0, message.port)
-            and (source is None or message.source_port == source[1])
+            and (source is None or source[1] in (0, message.source_port))
         ):
             return f"icmp {message.kind}/{message.code}"
