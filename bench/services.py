@@ -11,7 +11,7 @@ MAX_SERVICES = 16_000
 """What fits the address plan: three endpoints each, in 10.244.2.0 to 10.244.255.255."""
 
 _ENDPOINTS = 3
-_FIRST_VIP = (10 << 24) + (97 << 16)
+_FIRST_VIP = (10 << 24) + (96 << 16) + (1 << 8)
 _FIRST_ENDPOINT = (10 << 24) + (244 << 16) + (2 << 8)
 
 
