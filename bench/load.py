@@ -40,6 +40,8 @@ class Sent:
     """What one load did."""
 
     connections: int
+    sending_ns: int
+    """From the first frame to the last."""
     wall_ns: int
     """From the first frame until no packet waited any more."""
     cpu_ns: int
@@ -83,6 +85,7 @@ def sending(world: World, load: Load, number: int = 0) -> Iterator[Callable[[], 
         said = json.loads(output)
         return Sent(
             connections=said["sent"],
+            sending_ns=said["sending_ns"],
             wall_ns=said["wall_ns"],
             cpu_ns=(said["user_us"] + said["system_us"]) * 1000,
             naps=said["naps"],

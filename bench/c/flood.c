@@ -272,12 +272,13 @@ int main(int argc, char **argv)
         }
         sent += (unsigned)size;
     }
+    uint64_t sending = now_ns() - begin;
     wait_for_room(gauge, 0);
     uint64_t wall = now_ns() - begin;
     getrusage(RUSAGE_SELF, &usage);
-    printf("{\"sent\": %llu, \"wall_ns\": %llu, \"user_us\": %lld, \"system_us\": %lld, \"naps\": %llu, "
+    printf("{\"sent\": %llu, \"sending_ns\": %llu, \"wall_ns\": %llu, \"user_us\": %lld, \"system_us\": %lld, \"naps\": %llu, "
            "\"retries\": %llu, \"most_waiting\": %u}\n",
-           count, (unsigned long long)wall,
+           count, (unsigned long long)sending, (unsigned long long)wall,
            microseconds(&started.ru_utime, &usage.ru_utime), microseconds(&started.ru_stime, &usage.ru_stime),
            (unsigned long long)laps_waited, (unsigned long long)retries, most_waiting);
     return 0;

@@ -32,8 +32,9 @@ class Nfqproxy(Contender):
     title: ClassVar[str] = "nfqproxy"
     reader: ClassVar[str] = "netlink"
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, queue_length: int | None = None) -> None:
         self.workers = workers
+        self.queue_length = queue_length
 
     @contextlib.contextmanager
     def serve(self, world: World, placement: Placement) -> Iterator[Serving]:
@@ -45,6 +46,8 @@ class Nfqproxy(Contender):
             words += ["--reader", self.reader, "--workers", str(self.workers)]
             # Whoever calls is a pod of the cluster: nobody is masqueraded, as with the others.
             words += ["--cluster-cidr", f"{SOURCES},{POD_NETWORK}"]
+            if self.queue_length is not None:
+                words += ["--queue-length", str(self.queue_length)]
             command = [sys.executable, "-m", "nfqproxy", "run", *words]
             with service(world.node, *command, cpu=placement.sender) as running:
                 serving = _ProxyServing(world.node, running, self.name)

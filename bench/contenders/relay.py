@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from bench.contenders.base import Contender, Placement, Serving
+from bench.contenders.base import Contender, Placement, Serving, StartError
 from bench.process import Service, descendants, service
 from bench.world import Backend, World
 from nfqproxy.errors import HostError
@@ -46,7 +46,10 @@ class _Relay(Contender):
             words = self._command(config)
             with service(world.node, *words, cpu=placement.worker) as running:
                 address, port = world.measured.address, world.measured.port
-                world.node.wait_for_port(address, port, process=running.popen)
+                try:
+                    world.node.wait_for_port(address, port, process=running.popen)
+                except HostError as error:
+                    raise StartError(f"{self.name}: {error}; {running.complained()}") from error
                 yield _RelayServing(running)
 
     @abstractmethod
@@ -73,7 +76,7 @@ class Haproxy(_Relay):
         servers = "\n".join(f"    server {backend.device} {backend}" for backend in world.backends)
         return f"""global
     nbthread 1
-    maxconn 20000
+    maxconn 4096
 defaults
     mode tcp
     timeout connect 5s
@@ -108,8 +111,8 @@ worker_processes 1;
 daemon off;
 pid {home}/nginx.pid;
 error_log stderr warn;
-worker_rlimit_nofile 65536;
-events {{ worker_connections 20000; }}
+worker_rlimit_nofile 16384;
+events {{ worker_connections 8192; }}
 stream {{
     upstream backends {{
 {servers}
