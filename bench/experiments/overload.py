@@ -5,8 +5,8 @@ cannot outrun a worker with a CPU of its own by that much, so the worker shares 
 neighbour of a higher priority, which leaves it about a tenth. What it takes then is measured anew in every
 round, before the load; what the sender really reached is the metric ``offered``.
 
-When the worker's queue (of 1,024 packets here) is full the kernel lets packets pass undecided (fail-open) and nfqproxy's
-fallback rules serve them. Every connection must have arrived at a backend over one right entry, the
+When the worker's queue (of 1,024 packets here) is full the kernel lets packets pass undecided
+(fail-open) and nfqproxy's fallback rules serve them. Every connection must have arrived at a backend over one right entry, the
 shares of both together as the weights say; one that is lost ends the run.
 """
 
@@ -27,6 +27,7 @@ _FACTORS = (2, 10)
 # A short queue, so that few connections overfill it: at factor 2 half of them wait at the end.
 _QUEUE_LENGTH = 1024
 _LEAST_CONNECTIONS = 6 * _QUEUE_LENGTH
+_BATCH = 64
 _NICE = 10
 _NEIGHBOUR = ("sh", "-c", "while :; do :; done")
 
@@ -73,13 +74,17 @@ class Overload:
 
     def _observe(self, stand: Stand, number: int, connections: int) -> list[Observation]:
         cpu = stand.placement.sender
-        taken = Load(connections=connections, cpu=cpu, in_flight=_QUEUE_LENGTH // 2)
+        taken = Load(connections=connections, cpu=cpu, in_flight=_QUEUE_LENGTH - 2 * _BATCH)
         paced = measure(stand, taken, round_number=number)
         capacity = paced.sent.per_second
         found: list[Observation] = []
         for factor in _FACTORS:
             load = Load(
-                connections=connections, cpu=cpu, in_flight=0, rate=round(capacity * factor)
+                connections=connections,
+                cpu=cpu,
+                in_flight=0,
+                rate=round(capacity * factor),
+                batch=_BATCH,
             )
             sample = measure(stand, load, round_number=number, may_fall_back=True)
             by_worker = (sample.installed or 0) / connections
