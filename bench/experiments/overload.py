@@ -6,8 +6,8 @@ neighbour of a higher priority, which leaves it about a tenth. What it takes the
 round, before the load; what the sender really reached is the metric ``offered``.
 
 When the worker's queue (of 1,024 packets here) is full the kernel lets packets pass undecided
-(fail-open) and nfqproxy's fallback rules serve them. Every connection must have arrived at a backend over one right entry, the
-shares of both together as the weights say; one that is lost ends the run.
+(fail-open) and nfqproxy's fallback rules serve them. Every connection must have arrived at a backend
+over one right entry, the shares of both together as the weights say; one that is lost ends the run.
 """
 
 import os

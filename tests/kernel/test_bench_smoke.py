@@ -17,7 +17,8 @@ from bench import cpu
 from bench.contenders import Contender, Placement, Serving
 from bench.contenders.kernel import IptablesDnat
 from bench.contenders.reference import CReference
-from bench.world import PORT, VIP, Backend, World
+from bench.services import PORT, VIP
+from bench.world import Backend, World
 
 pytestmark = [
     pytest.mark.kernel,
