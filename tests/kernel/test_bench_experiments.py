@@ -30,7 +30,7 @@ pytestmark = [
 
 REPOSITORY = Path(__file__).parents[2]
 SMOKE = Scale(
-    name="smoke", rounds=1, connections=1000, services=(1, 100), workers=(1, 2), seconds=0.5
+    name="smoke", rounds=1, connections=1000, services=(1, 100), workers=(1, 2), seconds=0.2
 )
 TINY = Scale(name="tiny", rounds=1, connections=300, services=(1,), workers=(2,), seconds=0.2)
 
@@ -201,7 +201,9 @@ def test_a_broken_contender_is_refused(
 
 def test_interrupt_in_the_middle_of_a_load_removes_everything() -> None:
     program = (
-        "from bench.experiments import EXPERIMENTS; from bench.observation import Scale;"
+        "from bench.contenders import Haproxy, IptablesDnat;"
+        "from bench.experiments import EXPERIMENTS, latency; from bench.observation import Scale;"
+        "latency._CONTENDERS = (Haproxy, IptablesDnat);"
         "EXPERIMENTS['latency'].run(Scale(name='long', rounds=9, connections=500, services=(1,),"
         " workers=(1,), seconds=9.0), lambda line: print(line, flush=True))"
     )
