@@ -247,11 +247,19 @@ def _furnish(pod: Namespace, backend: Backend) -> None:
     pod.run("iptables", "-w", "-t", "raw", "-A", "PREROUTING", "-s", LOAD_SOURCES, "-j", "DROP")
 
 
+def table_room() -> int:
+    """Connections that conntrack holds with room to spare (``nf_conntrack_max``)."""
+    return _table_limit() * 9 // 10
+
+
+def _table_limit() -> int:
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
+
+
 def check_table_room(connections: int) -> None:
-    """Refuses a load that conntrack cannot hold (``nf_conntrack_max``, one setting per machine)."""
-    limit = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text())
-    if connections > limit * 0.9:
+    """Refuses a load that conntrack cannot hold (one setting per machine)."""
+    if connections > table_room():
         raise HostError(
-            f"{connections} connections do not fit conntrack's table of {limit}: use fewer, or "
-            f"sysctl -w net.netfilter.nf_conntrack_max={connections * 5 // 4}"
+            f"{connections} connections do not fit conntrack's table of {_table_limit()}: use fewer, "
+            f"or sysctl -w net.netfilter.nf_conntrack_max={connections * 5 // 4}"
         )

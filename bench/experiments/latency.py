@@ -32,7 +32,7 @@ from bench.load import Load, sending
 from bench.native import program
 from bench.observation import Observation, Scale
 from bench.stands import Setup, Stand, WrongResultError, checked, observations
-from bench.world import World, world
+from bench.world import World, check_table_room, table_room, world
 from nfqproxy.errors import NfqproxyError
 
 _CONTENDERS = (
@@ -50,7 +50,7 @@ _WARM_UP_S = 0.1
 _LOAD = 0.5
 _LOAD_BATCH = 8
 _LOAD_CLIENTS = 4
-# What conntrack holds beside the probes; a faster contender is loaded for a shorter time.
+# In one load, if conntrack holds as many beside the probes; a faster contender is loaded for a shorter time.
 _MOST_SYNS = 150_000
 
 
@@ -68,6 +68,7 @@ class Latency:
         self._capacity.clear()
         services = max(scale.services)
         contenders = checked(contender() for contender in _CONTENDERS)
+        check_table_room(scale.connections + 2 * MAX_CALLS)
         for name in ("flood", "calls"):
             program(name)
         setups = [
@@ -140,7 +141,8 @@ def _probe(stand: Stand, number: int, seconds: float, rate: float) -> Calls:
             if rate and stand.contender.is_relay:
                 ends += stack.enter_context(_clients(stand, seconds, rate))
             elif rate:
-                seconds = min(seconds, _MOST_SYNS / rate)
+                room = table_room() - MAX_CALLS
+                seconds = min(seconds, min(_MOST_SYNS, room) / rate)
                 syns = math.ceil(rate * seconds)
                 load = Load(connections=syns, cpu=cpu, rate=math.ceil(rate), batch=_LOAD_BATCH)
                 ends.append(stack.enter_context(sending(place, load, number)))

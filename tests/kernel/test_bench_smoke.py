@@ -233,6 +233,7 @@ def reference_workers(bench_pid: int) -> list[int]:
     ("words", "said"),
     [
         (["--contenders", "c,kube"], "no contender is named 'kube'"),
+        (["--contenders", "dnat,haproxy"], "haproxy ends connections itself"),
         (["--weights", "5,-1"], "--weights '5,-1'"),
         (["--rounds", "0"], "--rounds"),
     ],
