@@ -3,10 +3,14 @@
 On a machine with two CPUs the clients have one and the servers the other, together with the
 contender's own process. That is idle then where it is nfqproxy's worker, and works for its part where it
 is a userspace proxy.
+
+The table holds the least number of Services: no contender looks at it again for a packet of an
+established connection.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from bench.contenders import (
     Contender,
@@ -32,12 +36,21 @@ CONTENDERS: tuple[type[Contender], ...] = (
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Carried(Generic[T]):
+    """A load that was carried as it should be."""
+
+    result: T
+    userspace_packets: int
+    """Packets beyond the first of each connection that were given to userspace."""
+
+
 def whole_seconds(seconds: float) -> int:
     """wrk and iperf3 count in whole seconds."""
     return max(1, round(seconds))
 
 
-def carried(stand: Stand, number: int, load: Callable[[], T]) -> T:
+def carried(stand: Stand, number: int, load: Callable[[], T]) -> Carried[T]:
     """Runs a load and proves that userspace saw the first packet of each connection and no other.
 
     Raises :class:`WrongResultError` if the load failed, a connection was not translated to a backend,
@@ -72,4 +85,4 @@ def carried(stand: Stand, number: int, load: Callable[[], T]) -> T:
     if findings:
         raise WrongResultError(f"{stand}, round {number}: {'; '.join(findings)}")
     place.flush()
-    return result
+    return Carried(result, queued - (connections if stand.contender.is_queued else 0))

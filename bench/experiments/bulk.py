@@ -25,7 +25,7 @@ class Bulk:
 
     def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
         """Raises NfqproxyError if the transfer failed or a packet took a wrong way."""
-        services = max(scale.services)
+        services = min(scale.services)
         setups = [
             Setup(contender, world((1,), services=services, has_pods=True), {"services": services})
             for contender in checked(contender() for contender in CONTENDERS)
@@ -35,7 +35,7 @@ class Bulk:
             if number == 0:
                 return []  # a load of seconds needs no warming up
             seconds = whole_seconds(scale.seconds)
-            value = carried(stand, number, lambda: _iperf3(stand, seconds))
+            value = carried(stand, number, lambda: _iperf3(stand, seconds)).result
             return [stand.observation(self.name, "throughput", "bit/s", value, number)]
 
         return observations(setups, scale, progress, measured, _server)

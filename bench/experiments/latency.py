@@ -1,7 +1,7 @@
 """What a client waits for: connect() and the first answer of a real server, idle and at half load.
 
 The client is ``c/calls.c``: a new connection each millisecond, one at a time, closed by a reset. At
-load 0.5 new connections come beside it, half as many per second as the same contender took when it
+load ``half`` new connections come beside it, half as many per second as the same contender took when it
 was driven as fast as it could (found in the warm-up): SYNs to the same Service that the backends' pods
 drop on arrival, in batches of eight. Userspace proxies cannot stand SYNs without a client behind them,
 so their load is real calls by four more clients.
@@ -55,7 +55,10 @@ _MOST_SYNS = 150_000
 
 
 class Latency:
-    """Metrics ``connect``, ``answer`` in us; parameters ``quantile``, ``load``, ``services``."""
+    """Metrics ``connect``, ``answer`` in us; parameters ``quantile``, ``load``, ``services``.
+
+    ``load`` is ``idle`` or ``half``.
+    """
 
     name = "latency"
     title = "How long does connect() take, idle and at half load?"
@@ -92,7 +95,7 @@ class Latency:
                 stand.observation(
                     self.name, metric, "us", value / 1000, number, quantile=quantile, load=load
                 )
-                for load, calls in ((0.0, idle), (_LOAD, loaded))
+                for load, calls in (("idle", idle), ("half", loaded))
                 for metric, times in (("connect", calls.connect_ns), ("answer", calls.answer_ns))
                 for quantile, value in _quantiles(times)
             ]

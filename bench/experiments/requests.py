@@ -23,14 +23,18 @@ _QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 
 
 class Requests:
-    """Metrics ``rate`` in requests per second, ``latency`` in us with parameter ``quantile``."""
+    """Metrics ``rate`` in requests per second, ``latency`` in us with parameter ``quantile``.
+
+    And ``userspace_packets``: those of established connections that reached userspace; above 0 ends
+    the run.
+    """
 
     name = "requests"
     title = "Requests per second and their latency over established connections"
 
     def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
         """Raises NfqproxyError if a request failed or a packet took a wrong way."""
-        services = max(scale.services)
+        services = min(scale.services)
         setups = [
             Setup(
                 contender,
@@ -44,10 +48,14 @@ class Requests:
             if number == 0:
                 return []  # a load of seconds needs no warming up
             seconds = whole_seconds(scale.seconds)
-            said = carried(stand, number, lambda: _wrk(stand, seconds))
+            load = carried(stand, number, lambda: _wrk(stand, seconds))
+            said = load.result
             rate = said["requests"] / said["duration_us"] * 1e6
             return [
                 stand.observation(self.name, "rate", "1/s", rate, number),
+                stand.observation(
+                    self.name, "userspace_packets", "packets", load.userspace_packets, number
+                ),
                 *(
                     stand.observation(
                         self.name, "latency", "us", said[text], number, quantile=float(text)
