@@ -3,7 +3,7 @@
 ::
 
     client namespace          node namespace                      sink namespace
-    synflood --- veth --- uplink [what is measured] sink0 --- veth --- sink0  (one per backend)
+    flood ------ veth --- uplink [what is measured] sink0 --- veth --- sink0  (one per backend)
                                                     sink1 --- veth --- sink1
 
 A backend is a route to a device of its own that counts what is sent to it, so a packet can only
