@@ -51,7 +51,7 @@ _FEW = 8
 """Fewest connections, where there are several endpoints; enough to see a client leave its sticky one."""
 _AT_ONCE = 64
 """Probes at once from one namespace; those that meet silence only wait."""
-_PATIENCE = 4
+_PATIENCE = 2
 """How often an unforeseen silence is asked again."""
 OUTSIDE, HERE = "outside", "node"
 _AROUND = (*SERVICE_CIDRS, "198.51.100.0/24", "203.0.113.0/24")
