@@ -64,8 +64,8 @@ SEEN_BY = {
 }
 """Which address of n1 an endpoint sees where the source is the node's."""
 
-# Below the ports that the kernel takes by itself; no two probes of a run share one.
-_PORTS = itertools.count(2000)
+# Above the servers' ports and below those that the kernel takes by itself; no two probes share one.
+_PORTS = itertools.count(10000)
 
 
 @dataclass(frozen=True, kw_only=True)
