@@ -57,8 +57,8 @@ async def standing(path):
 def follow(paths, *steps, directory):
     """Load, then per step: do it, and see the names of the Services that come of it.
 
-    A step is (action, expected names); each is done while ``changes`` waits, its watch on
-    ``directory`` standing.
+    A step is (action, expected names or None for nothing to wait for); each is done while
+    ``changes`` waits, its watch on ``directory`` standing.
     """
 
     async def run():
@@ -68,6 +68,9 @@ def follow(paths, *steps, directory):
         async with asyncio.timeout(TIMEOUT_S):
             async with contextlib.aclosing(source.changes(stop)) as changes:
                 for action, expected in steps:
+                    if expected is None:
+                        await action(source)
+                        continue
                     coming = asyncio.create_task(anext(changes))
                     await standing(directory)
                     await action(source)
@@ -216,6 +219,31 @@ def test_a_change_between_loading_and_watching_is_not_lost(tmp_path):
         assert [item.name for item in change.upserts] == ["b"]
 
     asyncio.run(run())
+
+
+def test_single_files_are_named(tmp_path, inotify_alone, monkeypatch):
+    """Of what other files say nothing is read again, neither at first nor while following."""
+    for name in "abc":
+        (tmp_path / f"{name}.yaml").write_text(service(name))
+    asked = []
+
+    async def reload(self, files=None):
+        asked.append(files)
+        return await whole(self, files)
+
+    whole = FileSource.reload
+    monkeypatch.setattr(FileSource, "reload", reload)
+    middle = tmp_path / "b.yaml"
+    follow(
+        [tmp_path],
+        (step(write_whole, middle, service("d")), ["a", "c", "d"]),
+        (step(middle.write_text, service("e")), ["a", "c", "e"]),
+        (step((tmp_path / "notes.txt").write_text, "nothing"), None),
+        (step(middle.write_text, service("f")), ["a", "c", "f"]),
+        directory=tmp_path,
+    )
+    assert asked
+    assert set(asked) == {frozenset({middle})}
 
 
 def test_a_bad_file_is_told_once_and_the_last_good_state_stays(tmp_path, caplog):
