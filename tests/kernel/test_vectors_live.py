@@ -113,13 +113,19 @@ class Runs:
         self._wanted = wanted
         self._folder = folder
         self._found: dict[tuple[str, Case], Found] = {}
+        self._failures: dict[tuple[str, str], Exception] = {}
 
     def found(self, phase: str, case: Case) -> Found:
         """What became of this case."""
+        run = (phase, case.config)
+        if (phase, case) not in self._found and run not in self._failures:
+            try:
+                self._run(*run, steps([c for p, c in self._wanted if (p, c.config) == run]))
+            except Exception as error:
+                # Not tried again for each of its cases.
+                self._failures[run] = error
         if (phase, case) not in self._found:
-            config = case.config
-            batch = [c for p, c in self._wanted if p == phase and c.config == config]
-            self._run(phase, config, steps(batch))
+            raise AssertionError(f"the run ended before {case}") from self._failures[run]
         return self._found[phase, case]
 
     def _run(self, phase: str, config: str, batch: Sequence[Step]) -> None:
@@ -184,7 +190,10 @@ class Runs:
             if case.source not in ("127.0.0.1", "::1") and case.address in ("127.0.0.1", "::1"):
                 outcome = self.world.probe_by_frame(case.source, case.key)
             else:
-                outcome = namespace.call(lambda: ask(case))
+                try:
+                    outcome = namespace.call(lambda: ask(case))
+                except (AssertionError, OSError) as error:
+                    outcome = f"? {error}"
             found.outcomes.add(outcome)
             names = {outcome.split()[0] for outcome in found.outcomes}
             if len(wanted) < 2 or not names <= wanted or (count >= LEAST and names == wanted):
