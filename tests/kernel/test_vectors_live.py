@@ -36,13 +36,7 @@ from tests.kernel.vector_world import NAMES, PRIMARY, SEEN_BY, VectorWorld, next
 from tests.scenarios.twins import TWINS, Case, Object, cases, objects, twin
 
 PHASES = ("alive", "killed")
-NOT_YET = ("BridgeInterface", "InterfaceNamePrefix")
-"""Detectors that the worker does not know; the proxy refuses to start with them."""
-
-LISTED = sorted(
-    (case for case in cases() if json.loads(case.config).get("detectLocalMode") not in NOT_YET),
-    key=lambda case: case.config,
-)
+LISTED = sorted(cases(), key=lambda case: case.config)
 PARAMETERS = [
     pytest.param(phase, case, id=f"{case}-{phase}")
     for group in [tuple(g) for _, g in itertools.groupby(LISTED, key=lambda case: case.config)]
