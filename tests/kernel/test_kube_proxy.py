@@ -158,8 +158,8 @@ class Stages:
             if is_bound and stage is Stage.AS_IPTABLES_FALLBACK:
                 break  # nobody lives to notice the address; its node ports are as others
             with lab.bound_vip() if is_bound else nullcontext():
-                if stage is Stage.AS_IPTABLES and proxy is not None:
-                    follow_addresses(lab.node, proxy, is_bound=is_bound)
+                if stage is Stage.AS_IPTABLES:
+                    follow_addresses(lab.node, is_bound=is_bound)
                 found |= lab.observe(part, silent)
                 if proxy is not None:
                     explained |= ask_explain(lab.node, part, self.folder / "packets")
@@ -174,11 +174,8 @@ def members(node: Namespace) -> frozenset[str]:
     return frozenset(re.findall(r"^add nfqproxy-frontends-\d (\S+)", listing, re.MULTILINE))
 
 
-def follow_addresses(node: Namespace, proxy: Proxy, *, is_bound: bool) -> None:
+def follow_addresses(node: Namespace, *, is_bound: bool) -> None:
     """Wait until node ports are served on BOUND_VIP too, or no longer."""
-    # Addresses are read again with any change of the manifests, such as a Node that nothing depends on.
-    other = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n9"}}
-    proxy.write([*shared_objects(), *([other] if is_bound else [])])
     wait_until(
         lambda: (f"{BOUND_VIP},tcp:30080" in members(node)) is is_bound,
         f"node ports follow {BOUND_VIP}, which the node {'has' if is_bound else 'no longer has'}",
@@ -224,7 +221,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
             Proxy(lab.node, objects, "--config", str(config)) as proxy,
         ):
             stages.observe(Stage.AS_IPTABLES, lab, proxy)
-            follow_addresses(lab.node, proxy, is_bound=False)
+            follow_addresses(lab.node, is_bound=False)
             killed(proxy, lab)
             stages.observe(Stage.AS_IPTABLES_FALLBACK, lab)
     return Observed(
