@@ -1,6 +1,7 @@
 """The commands about results: ``run``, ``report``, ``compare``, ``baseline``, ``check``, ``micro``."""
 
 import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from bench.result import Result
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+# Of pyperf: one process for each function, three values of at least 10 ms.
+_FAST = ("--quiet", "--processes", "1", "--values", "3", "--warmups", "1", "--min-time", "0.01")
 _ALL_PROFILES = click.Choice(list(PROFILES))
 
 
@@ -69,13 +72,19 @@ def run_command(
     _check_root()
     if report_directory is not None:
         _make_directory(report_directory)
-    with _progress() as progress:
-        result = runner.run(
-            chosen,
-            replace(PROFILES[profile], seed=seed),
-            progress,
-            keep=lambda so_far: results.save(so_far, output),
-        )
+    kept: list[Result] = []
+
+    def keep(so_far: Result) -> None:
+        results.save(so_far, output)
+        kept.append(so_far)
+
+    try:
+        with _progress() as progress:
+            result = runner.run(chosen, replace(PROFILES[profile], seed=seed), progress, keep)
+    except KeyboardInterrupt:
+        if kept:
+            click.echo(f"{output} holds {len(kept)} of {len(chosen)} experiments", err=True)
+        raise
     if report_directory is not None:
         _write_report(result, report_directory)
     for doubt in content.doubts(result):
@@ -304,9 +313,11 @@ def micro_command(fast: bool, output: Path | None, arguments: tuple[str, ...]) -
     \b
     Example:
       python -m bench micro --fast
-      python -m bench micro -o micro.json -- --benchmarks assemble
+      python -m bench micro -o micro.json -- --only assemble
     """
-    words = [sys.executable, "-m", "bench.micro", *(["--quick"] if fast else [])]
+    if importlib.util.find_spec("pyperf") is None:
+        raise HostError("the package pyperf is not installed: run ./task setup")
+    words = [sys.executable, "-m", "bench.micro", *(_FAST if fast else ())]
     if output is not None:
         if output.exists():
             raise InputError(f"{output} is there already, and pyperf keeps it: give another file")

@@ -12,7 +12,7 @@ from enum import Enum
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from bench.intervals import Interval
-from bench.reports.figures import figure, interval, scale
+from bench.reports.figures import interval, scale
 
 _WIDTH, _ROW = 760, 26
 _PLOT_HEIGHT = 300
@@ -135,11 +135,11 @@ def lines(
     for mark in y_marks:
         y = as_y(mark)
         _add(plot, "line", "grid", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y)
-        _text(plot, _LEFT - 8, y + 4, figure(mark), "faint", anchor="end")
+        _text(plot, _LEFT - 8, y + 4, f"{mark:,g}", "faint", anchor="end")
     xs = sorted({x for one in series for x, _ in one.points})
     as_x = _projection(_SHAPES[axis], xs[0], xs[-1], _LEFT + 14, _WIDTH - _RIGHT - 14)
     for x in xs:
-        words = f"p{x * 100:g}" if axis is Axis.QUANTILE else figure(x)
+        words = f"p{x * 100:g}" if axis is Axis.QUANTILE else f"{x:,g}"
         _text(plot, as_x(x), _TOP + _PLOT_HEIGHT + 18, words, "faint", anchor="middle")
     _text(
         plot,

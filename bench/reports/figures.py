@@ -32,8 +32,6 @@ def figure(value: float) -> str:
 
 
 def interval(one: Interval, divisor: float = 1.0) -> str:
-    """The middle and, if there are several values that differ, from where to where."""
-    middle = figure(one.middle / divisor)
-    if one.low == one.high:
-        return middle
-    return f"{middle} ({figure(one.low / divisor)}..{figure(one.high / divisor)})"
+    """The middle and, if that can be told apart, from where to where."""
+    middle, low, high = (figure(value / divisor) for value in (one.middle, one.low, one.high))
+    return middle if low == high else f"{middle} ({low}..{high})"
