@@ -64,8 +64,9 @@ class ProxyNode:
         try:
             yield running
         finally:
-            self._node.stop(process, grace_s=_GRACE_S)
+            status = self._node.stop(process, grace_s=_GRACE_S)
             self.cleanup()
+        running.raise_unless(status == 0, f"nfqproxy run ended with status {status} after SIGTERM")
 
     def cleanup(self) -> None:
         """Rules, sets and entries go, as before the first start."""
