@@ -17,8 +17,9 @@ from rich.table import Table
 
 from bench import baseline as baselines
 from bench import compare as comparison
-from bench import registry, runner
 from bench import result as results
+from bench import runner
+from bench.experiments import EXPERIMENTS, experiments
 from bench.profiles import PROFILES
 from bench.reports import charts, content, markdown, page
 from bench.reports.figures import figure, interval, scale
@@ -42,7 +43,7 @@ _ALL_PROFILES = click.Choice(list(PROFILES))
 @click.option(
     "--experiments",
     "names",
-    default=",".join(registry.EXPERIMENTS),
+    default=",".join(EXPERIMENTS),
     show_default=True,
     help="Which, in this order.",
 )
@@ -67,7 +68,7 @@ def run_command(
     Example:
       python -m bench run --profile short --experiments connections,memory -o result.json
     """
-    chosen = registry.experiments(name.strip() for name in names.split(","))
+    chosen = experiments(name.strip() for name in names.split(","))
     _check_writable(output)
     _check_root()
     if report_directory is not None:
@@ -274,7 +275,7 @@ def check_command(baseline_file: Path, profile: str, seed: int, tolerance: float
       python -m bench check --tolerance 0.1
     """
     stored = baselines.load(baseline_file)
-    chosen = registry.experiments([stored.experiment])
+    chosen = experiments([stored.experiment])
     _check_root()
     with _progress() as progress:
         result = runner.run(

@@ -18,7 +18,9 @@ from time import perf_counter
 
 import pyperf
 
-from bench.service_files import NODE_NAME, PORT, ServiceFiles, Source, vip
+from bench.service_files import ServiceFiles, Source, vip
+from bench.services import PORT
+from bench.world import NODE_ADDRESS, NODE_NAME
 from nfqproxy import balancers
 from nfqproxy.api import channel
 from nfqproxy.balancers import Balancer
@@ -37,7 +39,6 @@ from nfqproxy.wire import packet
 SERVICES, ENDPOINTS = 200, 3
 BATCH = 64
 _SEED = 1
-_NODE_ADDRESS = "192.0.2.1"
 _POD = "10.244.1.11"
 _PODS = "10.244.0.0/16"
 
@@ -77,8 +78,8 @@ def _plans() -> tuple[FrontendPlan, ...]:
 def _dataplane() -> Dataplane:
     return Dataplane(
         rng=random.Random(_SEED),
-        classifier=SourceClassifier((_PODS,), [ip_address(_NODE_ADDRESS).packed]),
-        masquerade_source=lambda backend: ip_address(_NODE_ADDRESS).packed,
+        classifier=SourceClassifier((_PODS,), [ip_address(NODE_ADDRESS).packed]),
+        masquerade_source=lambda backend: ip_address(NODE_ADDRESS).packed,
     )
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from bench.service_files import BACKEND_PORT, NODE_NAME, PORT
+from bench.services import BACKEND_PORT, PORT
+from bench.world import NODE_NAME
 from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.netns import Namespace, NamespaceGroup
@@ -110,14 +111,6 @@ class ProxyNode:
                     if peer[1] == port:
                         return index
         return None
-
-    def load_rules(self, command: Sequence[str], rules: str) -> float:
-        """Seconds that a command takes to load rules into a namespace of its own."""
-        with NamespaceGroup(f"nfqb-{os.getpid()}-{secrets.token_hex(2)}-") as group:
-            group.create(["rules"])
-            start = time.monotonic()
-            group["rules"].run(*command, stdin=rules, timeout_s=_LOAD_LIMIT_S)
-            return time.monotonic() - start
 
     def status(self) -> dict[str, object] | None:
         """What ``nfqproxy status`` tells; None while no proxy answers."""
@@ -236,3 +229,12 @@ def proxy_node() -> Iterator[ProxyNode]:
             yield node
         finally:
             node.close()
+
+
+def load_rules(command: Sequence[str], rules: str) -> float:
+    """Seconds that a command takes to load rules into a namespace of its own."""
+    with NamespaceGroup(f"nfqb-{os.getpid()}-{secrets.token_hex(2)}-") as group:
+        group.create(["rules"])
+        start = time.monotonic()
+        group["rules"].run(*command, stdin=rules, timeout_s=_LOAD_LIMIT_S)
+        return time.monotonic() - start

@@ -12,7 +12,8 @@ from bench.intervals import Interval
 from bench.observation import Observation
 from bench.result import Facets, facets
 
-_MORE_IS_BETTER = ("1/s", "bit/s", "B/s")
+_MORE_IS_BETTER = ("1/s", "bit/s", "by_worker")
+"""Units, and metrics, of which more is better."""
 # The floor first, then what the kernel alone does: what a contender is held against.
 _REFERENCES = ("c", "dnat")
 
@@ -65,7 +66,7 @@ def series(observations: Iterable[Observation]) -> list[Series]:
                 unit=each.unit,
                 contender=each.contender,
                 facets=facets(each.parameters),
-                is_more_better=each.unit in _MORE_IS_BETTER,
+                is_more_better=each.unit in _MORE_IS_BETTER or each.metric in _MORE_IS_BETTER,
                 by_round={},
             )
         one.by_round[each.round] = each.value

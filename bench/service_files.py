@@ -5,16 +5,15 @@ Services have endpoints that nobody serves; the first, the middle one and the la
 endpoint is a pod that answers, and can be another one from one moment to the next.
 """
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from bench.manifests import manifest_list
+from bench.services import BACKEND_PORT, PORT, Endpoint, ServicePort
+from bench.world import NODE_ADDRESS, NODE_NAME
 from nfqproxy.errors import InputError
 
-PORT, BACKEND_PORT = 80, 8080
-NODE_NAME, NODE_ADDRESS = "n1", "192.0.2.1"
 MAX_SERVICES = 60_000
 """What fits 10.96.0.0/16."""
 
@@ -62,24 +61,24 @@ class ServiceFiles:
         if not 1 <= self.services <= MAX_SERVICES:
             raise InputError(f"{self.services} Services: the bench holds 1 to {MAX_SERVICES}")
         if self.source is not Source.DIRECTORY:
-            self.path.write_text(self._everything(pod))
+            self.path.write_text(self._everything(pod, pod))
             return
         self.path.mkdir()
         (self.path / "node.yaml").write_text(_NODE_YAML)
         for number in range(self.services):
-            self._file(number).write_text(self._yaml(number, pod))
+            self._file(number).write_text(_yaml(self._service(number, pod)))
 
-    def prepare_change(self, pod: str) -> "Change":
+    def prepare_change(self, pod: str, *, others: str) -> "Change":
         """The last probe's endpoint becomes ``pod``: written aside, to be put in place at once.
 
-        In one file the other probes move too, for they are in it; it is the last that is asked.
+        ``others``: the pod of the other probes, as they were written.
         """
         last = self.services - 1
         aside = self.directory / "next"
         if self.source is Source.DIRECTORY:
-            aside.write_text(self._yaml(last, pod))
+            aside.write_text(_yaml(self._service(last, pod)))
             return Change(aside, self._file(last))
-        aside.write_text(self._everything(pod))
+        aside.write_text(self._everything(others, pod))
         return Change(aside, self.path)
 
     def _file(self, number: int) -> Path:
@@ -88,30 +87,27 @@ class ServiceFiles:
     def _probe_numbers(self) -> set[int]:
         return {0, self.services // 2, self.services - 1}
 
-    def _addresses(self, number: int, pod: str) -> Sequence[str]:
-        if number in self._probe_numbers():
-            return (pod,)
-        first = number * self.endpoints
-        return [
-            _dotted(_FIRST_ENDPOINT + (first + index) % _ENDPOINTS)
-            for index in range(self.endpoints)
-        ]
-
-    def _everything(self, pod: str) -> str:
-        numbers = range(self.services)
-        if self.source is Source.FILE:
-            return _NODE_YAML + "".join(f"---\n{self._yaml(number, pod)}" for number in numbers)
-        items = [_NODE]
-        for number in numbers:
-            items += _objects(number, self._addresses(number, pod))
-        return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
-
-    def _yaml(self, number: int, pod: str) -> str:
-        endpoints = "".join(
-            f"- addresses: [{address}]\n  conditions: {{ready: true}}\n  nodeName: {NODE_NAME}\n"
-            for address in self._addresses(number, pod)
+    def _service(self, number: int, pod: str) -> ServicePort:
+        addresses = [pod]
+        if number not in self._probe_numbers():
+            first = number * self.endpoints
+            addresses = [
+                _dotted(_FIRST_ENDPOINT + (first + index) % _ENDPOINTS)
+                for index in range(self.endpoints)
+            ]
+        return ServicePort(
+            name=f"service-{number:05}",
+            address=vip(number),
+            port=PORT,
+            endpoints=tuple(Endpoint(address=each, port=BACKEND_PORT) for each in addresses),
         )
-        return _SERVICE_YAML.format(number=number, vip=vip(number), endpoints=endpoints)
+
+    def _everything(self, pod: str, last_pod: str) -> str:
+        services = [self._service(number, pod) for number in range(self.services - 1)]
+        services.append(self._service(self.services - 1, last_pod))
+        if self.source is Source.FILE_JSON:
+            return manifest_list(services)
+        return "---\n".join([_NODE_YAML, *map(_yaml, services)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +131,14 @@ def _dotted(number: int) -> str:
     return ".".join(str(byte) for byte in number.to_bytes(4))
 
 
-_NODE: dict[str, object] = {
-    "apiVersion": "v1",
-    "kind": "Node",
-    "metadata": {"name": NODE_NAME},
-    "status": {"addresses": [{"type": "InternalIP", "address": NODE_ADDRESS}]},
-}
+def _yaml(service: ServicePort) -> str:
+    endpoints = "".join(
+        f"- addresses: [{each.address}]\n  conditions: {{ready: true}}\n  nodeName: {NODE_NAME}\n"
+        for each in service.endpoints
+    )
+    return _SERVICE_YAML.format(name=service.name, vip=service.address, endpoints=endpoints)
+
+
 _NODE_YAML = f"""\
 apiVersion: v1
 kind: Node
@@ -155,7 +153,7 @@ _SERVICE_YAML = f"""\
 apiVersion: v1
 kind: Service
 metadata:
-  name: service-{{number:05}}
+  name: {{name}}
   namespace: default
 spec:
   type: ClusterIP
@@ -171,10 +169,10 @@ spec:
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata:
-  name: service-{{number:05}}-1
+  name: {{name}}-1
   namespace: default
   labels:
-    kubernetes.io/service-name: service-{{number:05}}
+    kubernetes.io/service-name: {{name}}
 addressType: IPv4
 ports:
 - name: http
@@ -182,37 +180,3 @@ ports:
   port: {BACKEND_PORT}
 endpoints:
 {{endpoints}}"""
-
-
-def _objects(number: int, addresses: Sequence[str]) -> list[dict[str, object]]:
-    name = f"service-{number:05}"
-    port: dict[str, object] = {"name": "http", "protocol": "TCP"}
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": name, "namespace": "default"},
-            "spec": {
-                "type": "ClusterIP",
-                "clusterIP": vip(number),
-                "clusterIPs": [vip(number)],
-                "ipFamilies": ["IPv4"],
-                "ports": [{**port, "port": PORT, "targetPort": BACKEND_PORT}],
-            },
-        },
-        {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": f"{name}-1",
-                "namespace": "default",
-                "labels": {"kubernetes.io/service-name": name},
-            },
-            "addressType": "IPv4",
-            "ports": [{**port, "port": BACKEND_PORT}],
-            "endpoints": [
-                {"addresses": [address], "conditions": {"ready": True}, "nodeName": NODE_NAME}
-                for address in addresses
-            ],
-        },
-    ]

@@ -16,9 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.bars import NFQPROXY
+from bench.contenders import KubeProxyIptables, KubeProxyNftables
+from bench.contenders.kubeproxy_rules import iptables_rules, nftables_rules
 from bench.observation import Observation, Parameter, Scale
-from bench.proxy_node import ProxyNode, proxy_node
+from bench.proxy_node import ProxyNode, load_rules, proxy_node
 from bench.service_files import ServiceFiles, Source
+from bench.services import BACKEND_PORT, PORT, VIP, Endpoint, ServicePort, table
+from bench.world import NODE_ADDRESS
+from nfqproxy.lab.addresses import PODS4
 
 SYNC_ENDPOINTS, CHANGE_ENDPOINTS = 3, 16
 """Endpoints of each Service: 15,000 and 80,000 at 5,000 Services."""
@@ -31,9 +36,27 @@ _SYNC_LIMIT_S, _CHANGE_LIMIT_S = 120.0, 60.0
 _AFTERWARDS = 20
 """Connections that must all reach the new endpoint."""
 
-RulePrograms = dict[str, Callable[[int], tuple[Sequence[str], str]]]
-"""Contender -> from a number of Services to the command that loads its rules and their text."""
-RULE_PROGRAMS: RulePrograms = {}
+_MEASURED = ServicePort(
+    name="web",
+    address=VIP,
+    port=PORT,
+    endpoints=tuple(
+        Endpoint(address=f"10.244.1.{10 + index}", port=BACKEND_PORT)
+        for index in range(SYNC_ENDPOINTS)
+    ),
+)
+
+RULES: dict[str, tuple[tuple[str, ...], Callable[[Sequence[ServicePort]], str]]] = {
+    KubeProxyIptables.name: (
+        ("iptables-restore", "-w", "--noflush"),
+        lambda services: iptables_rules(services, PODS4),
+    ),
+    KubeProxyNftables.name: (
+        ("nft", "-f", "-"),
+        lambda services: nftables_rules(services, PODS4, NODE_ADDRESS),
+    ),
+}
+"""Contender -> the command that loads its rules, and their text for some Services."""
 
 
 class Programming:
@@ -68,17 +91,17 @@ class Programming:
                     for number, value in enumerate(values, 1)
                 ]
             for number in rounds:
-                for name, rules_of in RULE_PROGRAMS.items():
+                for name in chance.sample(list(RULES), len(RULES)):
                     progress(f"round {number} of {rounds[-1]}: rules of {name}")
-                    command, rules = rules_of(most(scale))
+                    command, rules = RULES[name]
+                    services = most(scale)
+                    parameters: dict[str, Parameter] = {
+                        "services": services,
+                        "endpoints": services * SYNC_ENDPOINTS,
+                    }
+                    seconds = load_rules(command, rules(table(_MEASURED, services)))
                     found.append(
-                        _observation(
-                            "load_rules",
-                            node.load_rules(command, rules),
-                            number,
-                            {"services": most(scale)},
-                            contender=name,
-                        )
+                        _observation("load_rules", seconds, number, parameters, contender=name)
                     )
         return found
 
@@ -123,7 +146,7 @@ def _changes(
                 f"change {number} of {rounds}: one endpoint of {files.services * files.endpoints:,} "
                 f"from a {files.source.value}"
             )
-            change = files.prepare_change(node.pods[new])
+            change = files.prepare_change(node.pods[new], others=node.pods[0])
             followed = running.changes()
             change.apply()
             values.append(running.wait_moved(asked, old, new, within_s=_CHANGE_LIMIT_S))

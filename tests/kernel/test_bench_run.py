@@ -55,6 +55,10 @@ def test_first_sync_change_and_memory_are_measured(tmp_path: Path) -> None:
     found = {
         (each.metric, each.parameters["services"], each.parameters.get("source")): each.value
         for each in result.observations
+        if each.contender == "nfqproxy"
+    }
+    rules = {
+        each.contender: each.value for each in result.observations if each.metric == "load_rules"
     }
     one, many = 1, 100
     for source in ("directory", "file-json"):
@@ -66,7 +70,9 @@ def test_first_sync_change_and_memory_are_measured(tmp_path: Path) -> None:
         for services in (one, many):
             resident = found.pop((f"{who}_rss", services, None))
             assert 10e6 < resident <= found.pop((f"{who}_peak", services, None)) < 1e9
-    assert found == {}
+    for kind in ("iptables", "nftables"):
+        assert 0 < rules.pop(f"kube-proxy-{kind}") < 60_000
+    assert found == rules == {}
     assert left_of(running.pid) == []
 
 
@@ -114,7 +120,9 @@ def test_a_change_that_does_not_come_is_no_time(
     # What is put in place is what was there: the endpoint stays where it is.
     same = ServiceFiles.prepare_change
     monkeypatch.setattr(
-        ServiceFiles, "prepare_change", lambda files, pod: same(files, node.pods[0])
+        ServiceFiles,
+        "prepare_change",
+        lambda files, pod, others: same(files, others, others=others),
     )
     with (
         tempfile.TemporaryDirectory() as scratch,

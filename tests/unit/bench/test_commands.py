@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
+import bench.experiments
 from bench import baseline as baselines
-from bench import commands, registry, runner
+from bench import commands, runner
 from bench import result as results
 from bench.cli import cli
 from bench.observation import Experiment
@@ -24,13 +25,8 @@ QUIET = [1.0, 1.01, 0.99, 1.02, 0.98]
 
 @pytest.fixture(autouse=True)
 def _fake_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {each.name: each.__name__ for each in (fakes.Wrong, fakes.Interrupted)}
-    there = {"connections": "Steady", **names}
-    monkeypatch.setattr(
-        registry,
-        "EXPERIMENTS",
-        {name: f"tests.unit.bench.fakes:{of}" for name, of in there.items()},
-    )
+    there = (fakes.Steady(), fakes.Wrong(), fakes.Interrupted())
+    monkeypatch.setattr(bench.experiments, "EXPERIMENTS", {one.name: one for one in there})
     monkeypatch.setattr(commands, "_check_root", lambda: None)
 
 
@@ -170,7 +166,7 @@ def test_check_measures_and_fails_when_the_ratio_has_grown(
     good = invoke("check", "--baseline", path)
     assert good.exit_code == 0, good.output
     assert "ok" in good.stdout
-    monkeypatch.setitem(registry.EXPERIMENTS, "connections", "tests.unit.bench.fakes:Slow")
+    monkeypatch.setitem(bench.experiments.EXPERIMENTS, "connections", fakes.Slow())
     grown = invoke("check", "--baseline", path)
     assert isinstance(grown.exception, NfqproxyError)
     assert "REGRESSION" in grown.stdout
