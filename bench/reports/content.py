@@ -1,10 +1,12 @@
 """What a report tells, the same in every form: sections with tables and plots."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from bench import bars
+from bench.contenders import CONTENDERS
 from bench.observation import Parameter
 from bench.reports import charts, figures
 from bench.result import Facets, Ran, Result
@@ -88,16 +90,25 @@ def _machine(result: Result) -> Section:
     scale = result.scale
     rows = [
         ("commit", result.commit or "unknown"),
-        ("machine", ", ".join(f"{value} {key}" for key, value in result.machine.items())),
+        (
+            "machine",
+            f"{result.machine.get('cpu')}, {result.machine.get('cpus')} CPUs, "
+            f"{result.machine.get('architecture')}",
+        ),
         ("kernel", result.kernel),
         ("Python", result.python),
         (
             "versions",
-            ", ".join(f"{key} {value}" for key, value in result.versions.items() if value),
+            # What a program says of itself begins with its name as a rule.
+            ", ".join(
+                str(value) if str(value).lower().startswith(key) else f"{key} {value}"
+                for key, value in result.versions.items()
+                if value
+            ),
         ),
         (
             "profile",
-            f"{scale.name}: {scale.rounds} rounds, {scale.connections:,} connections, Services "
+            f"{scale.name}: rounds {scale.rounds}, connections {scale.connections:,}, Services "
             f"{', '.join(f'{count:,}' for count in scale.services)}, workers "
             f"{', '.join(map(str, scale.workers))}, {scale.seconds:g} s per timed load",
         ),
@@ -147,10 +158,15 @@ def _bars(result: Result) -> Section:
 
 def _experiment(ran: Ran, own: Sequence[Series], colours: dict[str, int]) -> Section:
     tables, plots = [], []
+    alone: dict[tuple[Facets, ...], list[Series]] = {}
     for metric in dict.fromkeys(one.metric for one in own):
         of_metric = [one for one in own if one.metric == metric]
-        tables += _tables(metric, of_metric)
         plots += _plots(ran.name, metric, of_metric, colours)
+        if len(_contenders(of_metric)) > 1:
+            tables += _tables(metric, of_metric)
+        else:
+            alone.setdefault(tuple(one.facets for one in of_metric), []).extend(of_metric)
+    tables += map(_metrics_table, alone.values())
     return Section(
         name=ran.name,
         title=f"{ran.name}: {ran.title}",
@@ -190,12 +206,36 @@ def _tables(metric: str, own: Sequence[Series]) -> list[Table]:
     return found
 
 
+def _metrics_table(own: Sequence[Series]) -> Table:
+    """Several metrics of one contender, parameters down and metrics across."""
+    metrics = list(dict.fromkeys(one.metric for one in own))
+    of = {metric: [one for one in own if one.metric == metric] for metric in metrics}
+    scales = {
+        metric: figures.scale(them[0].unit, [one.interval.high for one in them])
+        for metric, them in of.items()
+    }
+    heads = {metric: f"{metric} [{scales[metric][1]}]" for metric in metrics}
+    cells = [
+        (one.facets, heads[one.metric], figures.interval(one.interval, scales[one.metric][0]))
+        for one in own
+    ]
+    return _grid(own[0].contender, list(heads.values()), cells)
+
+
 def _pivot(title: str, own: Sequence[Series], cells: dict[int, str]) -> Table:
-    names = _contenders(own)
-    keys = list(dict.fromkeys(key for one in own for key, _ in one.facets))
+    return _grid(
+        title,
+        _contenders(own),
+        [(one.facets, one.contender, cells.get(id(one), _MISSING)) for one in own],
+    )
+
+
+def _grid(title: str, names: Sequence[str], cells: Sequence[tuple[Facets, str, str]]) -> Table:
+    """Parameters down, ``names`` across; each cell is (parameters, name, words)."""
+    keys = list(dict.fromkeys(key for facets, _, _ in cells for key, _ in facets))
     by_facets: dict[Facets, dict[str, str]] = {}
-    for one in own:
-        by_facets.setdefault(one.facets, {})[one.contender] = cells.get(id(one), _MISSING)
+    for facets, name, words in cells:
+        by_facets.setdefault(facets, {})[name] = words
     rows = []
     for facets in sorted(by_facets, key=lambda each: [_order(dict(each).get(key)) for key in keys]):
         values = dict(facets)
@@ -236,34 +276,54 @@ def _plots(
                 colour=colours[one.contender],
                 value=one.interval,
             )
-            for one in own
+            for one in sorted(own, key=lambda one: colours[one.contender])
         ]
         return [(f"{experiment}-{metric}", charts.bars(metric, own[0].unit, items))]
-    found = []
-    for rest in dict.fromkeys(_without(axis, one) for one in own if axis in dict(one.facets)):
-        there = [one for one in own if axis in dict(one.facets) and _without(axis, one) == rest]
-        words = [f"{key} {_said(value)}" for key, value in rest]
-        lines = [
-            charts.Line(
-                label=name,
-                colour=colours[name],
-                points=tuple(
-                    sorted(
-                        (
-                            (float(dict(one.facets)[axis]), one.interval)
-                            for one in there
-                            if one.contender == name
-                        ),
-                        key=lambda point: point[0],
-                    )
-                ),
-            )
-            for name in _contenders(there)
+    there = [one for one in own if axis in dict(one.facets)]
+    along = _along(axis, there)
+    rests = list(dict.fromkeys(_without(along, one) for one in there))
+    if len(_contenders(there)) == 1:
+        # One contender: its lines are told apart by the parameters.
+        drawn = [
+            _line(", ".join(_words(rest)) or one.contender, index, axis, them)
+            for index, rest in enumerate(rests)
+            if (them := [one for one in there if _without(along, one) == rest])
+            for one in them[:1]
         ]
-        plot = charts.lines(", ".join([metric, *words]), own[0].unit, axis, _AXES[axis], lines)
+        name = f"{experiment}-{metric}"
+        return [(name, charts.lines(metric, own[0].unit, axis, _AXES[axis], drawn))]
+    found = []
+    for rest in rests:
+        same = [one for one in there if _without(along, one) == rest]
+        drawn = [
+            _line(name, colours[name], axis, [one for one in same if one.contender == name])
+            for name in _contenders(same)
+        ]
+        title = ", ".join([metric, *_words(rest)])
         name = "-".join([experiment, metric, *(_said(value) for _, value in rest)])
-        found.append((name.replace(" ", "-").replace("/", "-"), plot))
+        plot = charts.lines(title, own[0].unit, axis, _AXES[axis], drawn)
+        found.append((re.sub(r"[^\w.-]+", "-", name), plot))
     return found
+
+
+def _line(label: str, colour: int, axis: str, own: Sequence[Series]) -> charts.Line:
+    points = [(float(dict(one.facets)[axis]), one.interval) for one in own]
+    points.sort(key=lambda point: point[0])
+    return charts.Line(label=label, colour=colour, points=tuple(points))
+
+
+def _along(axis: str, own: Sequence[Series]) -> set[str]:
+    """The axis, and the parameters that vary with it alone (endpoints with Services)."""
+    found = {axis}
+    for key in {key for one in own for key, _ in one.facets} - found:
+        pairs = {(dict(one.facets)[axis], dict(one.facets).get(key)) for one in own}
+        if len({value for _, value in pairs}) > 1 and len({at for at, _ in pairs}) == len(pairs):
+            found.add(key)
+    return found
+
+
+def _words(facets: Facets) -> list[str]:
+    return [f"{key} {_said(value)}" for key, value in facets]
 
 
 def _numbers(key: str, own: Iterable[Series]) -> set[float]:
@@ -271,12 +331,17 @@ def _numbers(key: str, own: Iterable[Series]) -> set[float]:
     return {float(value) for value in values if isinstance(value, int | float)}
 
 
-def _without(axis: str, one: Series) -> Facets:
-    return tuple((key, value) for key, value in one.facets if key != axis)
+def _without(keys: set[str], one: Series) -> Facets:
+    return tuple((key, value) for key, value in one.facets if key not in keys)
 
 
 def _contenders(own: Iterable[Series]) -> list[str]:
-    return list(dict.fromkeys(one.contender for one in own))
+    """In the order of the bench's list; others behind, as they come."""
+    there = dict.fromkeys(one.contender for one in own)
+    return [
+        *(name for name in CONTENDERS if name in there),
+        *(name for name in there if name not in CONTENDERS),
+    ]
 
 
 def _said(value: Parameter | None) -> str:

@@ -93,12 +93,24 @@ def everything() -> list[Observation]:
             unit="bit/s",
         )
     found += observe([0.0] * 5, experiment="requests", metric="userspace_packets", unit="packets")
-    found += observe(
-        [86e6, 87e6, 90e6],
-        experiment="memory",
-        metric="supervisor_rss",
-        unit="bytes",
-        services=5000,
-        endpoints=15_000,
-    )
+    for services in (1, 5000):
+        for index, metric in enumerate(("supervisor_rss", "worker_rss"), 1):
+            found += observe(
+                [services * 1e3 + index * 40e6 + number * 1e6 for number in range(3)],
+                experiment="memory",
+                metric=metric,
+                unit="bytes",
+                services=services,
+                endpoints=services * 3,
+            )
+        for index, source in enumerate(("directory", "file"), 1):
+            found += observe(
+                [services + index * 1000 + number for number in range(3)],
+                experiment="programming",
+                metric="first_sync",
+                unit="ms",
+                services=services,
+                endpoints=services * 3,
+                source=source,
+            )
     return found

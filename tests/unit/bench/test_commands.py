@@ -10,8 +10,9 @@ from click.testing import CliRunner, Result
 
 import bench.experiments
 from bench import baseline as baselines
-from bench import commands, runner
+from bench import commands, intervals, runner
 from bench import result as results
+from bench.bars import BARS
 from bench.cli import cli
 from bench.observation import Experiment
 from bench.profiles import PROFILES
@@ -98,9 +99,15 @@ def test_wrong_usage_measures_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_profile_of_the_registry_is_there() -> None:
+def test_the_full_profile_measures_what_the_bars_speak_of() -> None:
     assert set(PROFILES) == {"smoke", "short", "full"}
-    assert all(5000 in PROFILES[name].services for name in ("short", "full"))
+    named = {bar.measured.parameters.get("services", 1) for bar in BARS}
+    assert named <= set(PROFILES["full"].services)
+
+
+def test_two_short_results_can_be_compared() -> None:
+    rounds = [1.0] * PROFILES["short"].rounds
+    assert intervals.of_ratio(rounds, rounds).is_sure
 
 
 def test_report_prints_markdown_or_writes_what_is_asked_for(tmp_path: Path) -> None:

@@ -71,11 +71,16 @@ def test_every_median_is_in_the_tables_and_as_a_mark_in_a_plot(whole: Result) ->
         words = [cell for table in block.iter("table") for row in cells(table) for cell in row]
         titles = [title.text or "" for title in block.iter(f"{SVG}title")]
         assert len(titles) == len(own)
+        alone = {one.contender for one in own}
         for one in own:
             divisor, _ = figures.scale(one.unit, _of_metric(own, one))
             said = figures.interval(one.interval, divisor)
             assert said in words
-            assert any(one.contender in title and said in title for title in titles), one
+            # A line of one contender alone is called by what is varied.
+            label = f"source {dict(one.facets).get('source')}" if len(alone) == 1 else one.contender
+            assert any(
+                title.startswith((label, one.contender)) and said in title for title in titles
+            ), one
 
 
 def _of_metric(own: list[Series], one: Series) -> list[float]:
@@ -152,6 +157,35 @@ def test_the_bars_say_met_missed_and_not_measured() -> None:
         "yes",
     )
     assert {row[-1] for row in rows.values()} == {"yes", "no", "not measured"}
+
+
+def test_what_varies_with_services_alone_makes_no_plot_of_its_own(whole: Result) -> None:
+    names = {name: plot for each in content.sections(whole) for name, plot in each.plots}
+    assert {name for name in names if name.startswith(("memory", "programming", "latency"))} == {
+        "memory-supervisor_rss",
+        "memory-worker_rss",
+        "programming-first_sync",
+        "latency-connect-idle",
+        "latency-connect-half",
+    }
+    said = "".join(names["programming-first_sync"].itertext())
+    assert "source directory" in said
+    assert "source file" in said
+
+
+def test_one_contender_alone_has_its_metrics_side_by_side(whole: Result) -> None:
+    (section,) = (each for each in content.sections(whole) if each.name == "memory")
+    (table,) = section.tables
+    assert table.title == "nfqproxy"
+    assert table.head == ("endpoints", "services", "supervisor_rss [MB]", "worker_rss [MB]")
+    assert table.rows[0] == ("3", "1", "41.0 (40.0..42.0)", "81.0 (80.0..82.0)")
+
+
+def test_contenders_come_in_the_order_of_the_bench_whatever_the_rounds_drew() -> None:
+    names = ("kube-proxy-nftables", "mine", "c", "nfqproxy")
+    made = result([each for name in names for each in observe([1.0], contender=name)])
+    (section,) = (each for each in content.sections(made) if each.name == "connections")
+    assert section.tables[0].head == ("nfqproxy", "c", "kube-proxy-nftables", "mine")
 
 
 def test_doubts_are_told_first() -> None:
