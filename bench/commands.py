@@ -317,7 +317,9 @@ def micro_command(fast: bool, output: Path | None, arguments: tuple[str, ...]) -
       python -m bench micro -o micro.json -- --only assemble
     """
     if importlib.util.find_spec("pyperf") is None:
-        raise HostError("the package pyperf is not installed: run ./task setup")
+        raise HostError(
+            "the package pyperf is not installed: ./task setup installs it, or pip install pyperf"
+        )
     words = [sys.executable, "-m", "bench.micro", *(_FAST if fast else ())]
     if output is not None:
         if output.exists():

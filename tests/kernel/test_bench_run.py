@@ -13,6 +13,8 @@ import pytest
 
 from bench import result as results
 from bench.experiments import programming
+from bench.experiments.programming import Programming
+from bench.observation import Scale
 from bench.proxy_node import ProxyNode, WrongConnectionError, proxy_node
 from bench.service_files import ServiceFiles, Source
 
@@ -25,12 +27,12 @@ pytestmark = [
 ]
 
 REPOSITORY = Path(__file__).parents[2]
-EXPERIMENTS = ["--experiments", "programming,memory", "--profile", "smoke"]
+TINY = Scale(name="tiny", rounds=1, connections=1, services=(20,), workers=(1,), seconds=0.1)
 
 
-def start(output: Path) -> "subprocess.Popen[str]":
+def start(output: Path, *words: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "bench", "run", *EXPERIMENTS, "-o", str(output)],
+        [sys.executable, "-m", "bench", "run", *words, "--profile", "smoke", "-o", str(output)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -43,8 +45,26 @@ def left_of(pid: int) -> list[str]:
     return [path.name for path in Path("/run/netns").glob(f"nfqb-{pid}-*")]
 
 
-def test_first_sync_change_and_memory_are_measured(tmp_path: Path) -> None:
-    running = start(tmp_path / "result.json")
+def test_first_sync_and_change_are_measured_from_every_source() -> None:
+    found = Programming().run(TINY, lambda line: None)
+    times = {
+        (each.contender, each.metric, each.parameters.get("source")): each.value for each in found
+    }
+    # In ms. Processes have to start: that is neither nothing nor a minute.
+    for source in ("directory", "file-json"):
+        assert 50 < times.pop(("nfqproxy", "first_sync", source)) < 60_000
+        assert 0 < times.pop(("nfqproxy", "endpoint_change", source)) < 60_000
+    for kind in ("iptables", "nftables"):
+        assert 0 < times.pop((f"kube-proxy-{kind}", "load_rules", None)) < 60_000
+    assert times == {}
+    assert {(each.unit, each.round, each.parameters["services"]) for each in found} == {
+        ("ms", 1, 20)
+    }
+    assert left_of(os.getpid()) == []
+
+
+def test_memory_is_measured_by_the_command(tmp_path: Path) -> None:
+    running = start(tmp_path / "result.json", "--experiments", "memory")
     try:
         _, said = running.communicate(timeout=100)
     finally:
@@ -52,32 +72,17 @@ def test_first_sync_change_and_memory_are_measured(tmp_path: Path) -> None:
     assert running.returncode == 0, said
     result = results.load(tmp_path / "result.json")
     assert result.is_complete
-    found = {
-        (each.metric, each.parameters["services"], each.parameters.get("source")): each.value
-        for each in result.observations
-        if each.contender == "nfqproxy"
-    }
-    rules = {
-        each.contender: each.value for each in result.observations if each.metric == "load_rules"
-    }
-    one, many = 1, 100
-    for source in ("directory", "file-json"):
-        # Processes have to start; a single rule set is not 0 ms, and 100 Services are not a minute.
-        assert 50 < found.pop(("first_sync", one, source)) < 60_000
-        assert 50 < found.pop(("first_sync", many, source)) < 60_000
-        assert 0 < found.pop(("endpoint_change", many, source)) < 60_000
+    sizes = {(each.metric, each.parameters["services"]): each.value for each in result.observations}
     for who in ("supervisor", "worker"):
-        for services in (one, many):
-            resident = found.pop((f"{who}_rss", services, None))
-            assert 10e6 < resident <= found.pop((f"{who}_peak", services, None)) < 1e9
-    for kind in ("iptables", "nftables"):
-        assert 0 < rules.pop(f"kube-proxy-{kind}") < 60_000
-    assert found == rules == {}
+        for services in (1, 100):
+            resident = sizes.pop((f"{who}_rss", services))
+            assert 10e6 < resident <= sizes.pop((f"{who}_peak", services)) < 1e9
+    assert sizes == {}
     assert left_of(running.pid) == []
 
 
 def test_ctrl_c_removes_everything(tmp_path: Path) -> None:
-    running = start(tmp_path / "result.json")
+    running = start(tmp_path / "result.json", "--experiments", "programming,memory")
     try:
         deadline = time.monotonic() + 30
         while not proxies_of(running.pid) and time.monotonic() < deadline:
