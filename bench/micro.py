@@ -31,7 +31,7 @@ from nfqproxy.core import template
 from nfqproxy.core.dataplane import Dataplane, QueuedPacket
 from nfqproxy.core.fallback import frontend_elements
 from nfqproxy.core.plans import plans_for_node
-from nfqproxy.core.sources import SourceClassifier
+from nfqproxy.core.sources import SourceClasses
 from nfqproxy.model import FrontendPlan, NodeContext
 from nfqproxy.sources import file
 from nfqproxy.wire import packet
@@ -75,10 +75,21 @@ def _plans() -> tuple[FrontendPlan, ...]:
     return tuple(plans_for_node(table.ports.values(), *_node()).values())
 
 
+class _NoInterfaces:
+    """Pods are told by their addresses: nobody asks."""
+
+    def changed(self) -> bool:
+        return False
+
+    def name(self, arrival: int) -> str | None:
+        return None
+
+
 def _dataplane() -> Dataplane:
     return Dataplane(
         rng=random.Random(_SEED),
-        classifier=SourceClassifier((_PODS,), [ip_address(NODE_ADDRESS).packed]),
+        classes=SourceClasses(_node()[0].pod_detector, [ip_address(NODE_ADDRESS).packed]),
+        interfaces=_NoInterfaces(),
         masquerade_source=lambda backend: ip_address(NODE_ADDRESS).packed,
     )
 
@@ -180,7 +191,9 @@ def _plan(loops: int) -> float:
 
 
 def _encode(loops: int) -> float:
-    message = channel.Plans(revision=1, is_whole=True, upserts=_plans())
+    message = channel.Plans(
+        revision=1, is_whole=True, pod_detector=_node()[0].pod_detector, upserts=_plans()
+    )
     return _repeated(lambda: channel.encode(message), loops)
 
 
