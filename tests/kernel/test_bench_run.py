@@ -68,7 +68,7 @@ def test_memory_is_measured_by_the_command(tmp_path: Path) -> None:
     try:
         _, said = running.communicate(timeout=100)
     finally:
-        running.kill()
+        running.send_signal(signal.SIGINT)  # it has ended, or cleans up
     assert running.returncode == 0, said
     result = results.load(tmp_path / "result.json")
     assert result.is_complete
@@ -85,14 +85,13 @@ def test_ctrl_c_removes_everything(tmp_path: Path) -> None:
     running = start(tmp_path / "result.json", "--experiments", "programming,memory")
     try:
         deadline = time.monotonic() + 30
-        while not proxies_of(running.pid) and time.monotonic() < deadline:
+        while not (proxies := proxies_of(running.pid)) and time.monotonic() < deadline:
             time.sleep(0.02)
-        proxies = proxies_of(running.pid)
-        assert proxies, "the bench did not start the proxy"
+    finally:
+        # Not SIGKILL: that would leave what is under test here.
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=60)
-    finally:
-        running.kill()
+    assert proxies, "the bench did not start the proxy"
     assert running.returncode == 130
     assert "removed" in said
     assert left_of(running.pid) == []
@@ -101,15 +100,22 @@ def test_ctrl_c_removes_everything(tmp_path: Path) -> None:
 
 
 def proxies_of(bench_pid: int) -> list[str]:
-    """Processes in the node namespace of a bench."""
+    """Proxies in the node namespace of a bench."""
     found: list[str] = []
     for name in left_of(bench_pid):
         if name.endswith("-n1"):
             done = subprocess.run(
                 ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
             )
-            found += done.stdout.split()
+            found += [pid for pid in done.stdout.split() if is_proxy(pid)]
     return found
+
+
+def is_proxy(pid: str) -> bool:
+    try:
+        return b"nfqproxy" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.fixture(scope="module")
