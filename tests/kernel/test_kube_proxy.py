@@ -36,6 +36,7 @@ from tests.kernel.twin_cases import (
     Case,
     Place,
     Target,
+    Who,
     cases,
     targets,
 )
@@ -53,7 +54,6 @@ AS_IPTABLES = {
     "localhostNodePorts": True,
 }
 """What the table of differences names to do as the iptables mode does; and no ServiceCIDR object."""
-
 
 # All happens in one fixture, where every question to a broken proxy waits for its own time-out.
 pytestmark = pytest.mark.timeout(240)
@@ -306,11 +306,25 @@ VERDICTS = {
 }
 
 
+CLASSES = {
+    Who.NODE: "node",
+    Who.VIP_OWNER: "node",
+    Who.CLIENT: "external",
+    Who.CLIENT_2: "external",
+    Who.OUTSIDER: "external",
+}
+"""Class of each kind of client; all others are pods."""
+
+
 def contradiction(case: Case, answer: Mapping[str, Any], outcome: Outcome) -> str:
     """What of an explanation a live outcome denies; empty if nothing."""
     if outcome.kind not in VERDICTS[answer["verdict"]]:
         return f"verdict {answer['verdict']}"
+    if answer["client"] != CLASSES.get(case.who, "pod"):
+        return f"client {answer['client']}"
     possible = {b["address"]: b for b in answer["backends"] if b["probability"]}
+    if any(b["probability"] != pytest.approx(1 / len(possible)) for b in possible.values()):
+        return f"chances {possible}, all weights being 1"
     names = {name for name, _ in outcome.seen} if outcome.kind is Kind.SERVED else set()
     if not (names <= possible.keys() if case.target.is_sticky else names == possible.keys()):
         return f"backends {sorted(possible)}"
