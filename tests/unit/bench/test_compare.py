@@ -41,7 +41,9 @@ def test_a_rate_that_fell_is_worse() -> None:
 
 def test_what_lies_within_the_scatter_is_noise() -> None:
     wide = [1.0, 2.0, 1.5, 0.7, 1.2]
-    assert not change(wide, [value * 1.2 for value in wide]).is_beyond_noise
+    one = change(wide, [value * 1.2 for value in wide])
+    assert not one.is_beyond_noise
+    assert not one.is_worse_by(1.1)
 
 
 def test_three_rounds_are_too_few_to_tell() -> None:
