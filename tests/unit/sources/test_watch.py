@@ -314,9 +314,17 @@ def test_the_first_load_raises_what_is_wrong(tmp_path):
 
 
 WITHOUT_INOTIFY = """
-import asyncio, sys
+import asyncio, ctypes, os, sys
 from pathlib import Path
 from nfqproxy.sources.file import FileSource
+
+# Inotify instances are counted by effective user: another one's are used up here, while files are
+# still opened as root (setfsuid(2)).
+libc = ctypes.CDLL(None)
+os.setresuid(0, 61184 + os.getpid() % 4096, 0)
+libc.setfsuid(0)
+while libc.inotify_init() != -1:
+    pass
 
 async def run(path, text):
     source = FileSource([path])
@@ -334,15 +342,10 @@ asyncio.run(run(Path(sys.argv[1]), sys.argv[2]))
 
 @pytest.mark.kernel
 def test_where_inotify_is_used_up_the_files_are_looked_at(tmp_path):
-    """In a user namespace of its own that grants no inotify instance (user_namespaces(7))."""
     path = tmp_path / "m.yaml"
     path.write_text(service("a"))
-    limited = 'echo 0 >/proc/sys/user/max_inotify_instances && exec "$@"'
     done = subprocess.run(
-        [
-            *("unshare", "--user", "--map-root-user", "sh", "-c", limited, "sh"),
-            *(sys.executable, "-c", WITHOUT_INOTIFY, str(path), service("b")),
-        ],
+        [sys.executable, "-c", WITHOUT_INOTIFY, str(path), service("b")],
         capture_output=True,
         text=True,
         check=False,
