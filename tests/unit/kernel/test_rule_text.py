@@ -23,11 +23,13 @@ COMMIT
 -A PREROUTING ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
 -A OUTPUT -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
 -A NFQPROXY-QUEUE -p tcp -m tcp --syn -m set --match-set nfqproxy-frontends-4 dst,dst \
--j NFQUEUE --queue-num 7 --queue-bypass
+-m conntrack ! --ctstate UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
 -A NFQPROXY-QUEUE -p udp -m set --match-set nfqproxy-frontends-4 dst,dst \
--m set ! --match-set nfqproxy-flows-4 src,src,dst -j NFQUEUE --queue-num 7 --queue-bypass
+-m set ! --match-set nfqproxy-flows-4 src,src,dst \
+-m conntrack ! --ctstate UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
 -A NFQPROXY-QUEUE -p sctp -m sctp --chunk-types only INIT \
--m set --match-set nfqproxy-frontends-4 dst,dst -j NFQUEUE --queue-num 7 --queue-bypass
+-m set --match-set nfqproxy-frontends-4 dst,dst \
+-m conntrack ! --ctstate UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
 COMMIT
 """
 
