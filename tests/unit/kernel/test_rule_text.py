@@ -16,7 +16,7 @@ GOLDEN_IPTABLES = """\
 -I PREROUTING 1 ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
 -I OUTPUT 1 -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
 -A NFQPROXY-FLOWS -p udp -m set --match-set nfqproxy-frontends-4 dst,dst -m conntrack \
---ctstate DNAT --ctdir ORIGINAL -j SET --add-set nfqproxy-flows-4 src,src,dst --exist
+--ctstate DNAT,ESTABLISHED --ctdir ORIGINAL -j SET --add-set nfqproxy-flows-4 src,src,dst --exist
 COMMIT
 *raw
 :NFQPROXY-QUEUE - [0:0]
