@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
 from nfqproxy.control.node import NodeSettings
-from nfqproxy.control.topology import CandidateEndpoints, candidate_sets
+from nfqproxy.control.topology import CandidateEndpoints, candidate_sets, is_pickable
 from nfqproxy.model import (
     Action,
     Backend,
@@ -194,20 +194,14 @@ class Planner:
 
 
 class _Pickable:
-    """What a connection may come to, by the candidate sets of a service port.
-
-    A set in which every weight is 0 is drained: nothing can be picked from it, so it counts as empty.
-    """
+    """What a connection may come to, by the candidate sets of a service port."""
 
     def __init__(self, found: CandidateEndpoints) -> None:
-        self._has_cluster = any(endpoint.weight > 0 for endpoint in found.cluster)
-        self._has_local = any(endpoint.weight > 0 for endpoint in found.local)
-        self.has_any = self._has_cluster or self._has_local
+        self._has_local = is_pickable(found.local)
+        self.has_any = found.has_any
 
     def cluster(self, masquerade: bool) -> Action:
         """Draw from C."""
-        if not self._has_cluster:
-            return _REJECT
         return Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=masquerade)
 
     def local(self, masquerade: bool) -> Action:

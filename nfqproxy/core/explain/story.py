@@ -63,10 +63,23 @@ def outside_source_ranges(
     behind = "kube-proxy's rules drop it" if is_overlay else guard
     return (
         *_raw_queued(packet, origin, plan),
-        f"worker: {packet.source} is in none of loadBalancerSourceRanges -> drop",
+        *_dropped_by_worker(
+            packet,
+            f"{packet.source} is in none of loadBalancerSourceRanges",
+            f"filter {hook}: {behind}",
+        ),
         silence,
         f"without a worker: {behind}",
     )
+
+
+def _dropped_by_worker(packet: Packet, why: str, behind: str) -> Steps:
+    if packet.protocol is Protocol.UDP:
+        return (
+            f"worker: {why}; it lets the datagram pass as it is, for a flow that conntrack knows goes on",
+            behind,
+        )
+    return (f"worker: {why} -> drop",)
 
 
 def refused(packet: Packet, origin: Origin, plan: FrontendPlan, state: str, hook: str) -> Steps:
@@ -94,7 +107,11 @@ def dropped(
         behind = "kube-proxy's rules drop it" if is_overlay else _refusals_drop(packet, hook)
         return (
             *_raw_queued(packet, origin, plan),
-            f"worker: {CLIENT_WORDS[origin.client]} client ({origin.why}); {why} -> drop",
+            *_dropped_by_worker(
+                packet,
+                f"{CLIENT_WORDS[origin.client]} client ({origin.why}); {why}",
+                f"filter {hook}: {behind}",
+            ),
             silence,
             f"without a worker: {behind}",
         )

@@ -69,7 +69,9 @@ def assemble(
             who = ClientClass.POD
         action = plan.actions[who]
         if action.verdict is Verdict.DROP or not may_connect(headers.src, plan):
-            dropped.append(packet_id)
+            # Conntrack, which the worker does not ask, may know the flow of a datagram.
+            if key.protocol is not Protocol.UDP:
+                dropped.append(packet_id)
             continue
         if action.verdict is not Verdict.BACKEND:
             continue

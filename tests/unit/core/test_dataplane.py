@@ -268,6 +268,20 @@ def test_what_is_dropped_is_counted_by_its_reason() -> None:
         assert counted == expected, "as in the kernel, the source is looked at first"
 
 
+def test_a_datagram_is_left_to_those_who_know_its_flow() -> None:
+    """Conntrack may hold an entry for it from the time before the policy or the ranges changed."""
+    nobody = Action(verdict=Verdict.DROP)
+    udp = replace(one_plan(), key=FrontendKey(Protocol.UDP, "10.96.0.80", 80))
+    datagram = (1, 0, ipv4("192.0.2.10", "10.96.0.80", 1000, 80, 17))
+    for change in (
+        {"actions": (nobody, nobody, nobody)},
+        {"allowed_sources": ("198.51.100.0/24",)},
+    ):
+        dataplane = make(replace(udp, **change))
+        assert dataplane.assemble([datagram]) == ([], [])
+        assert (dataplane.source_range_dropped, dataplane.no_local_endpoint_dropped) == (0, 0)
+
+
 def test_an_unknown_frontend_is_counted_and_passes() -> None:
     dataplane = make(one_plan())
     assert dataplane.assemble([(1, 0, ipv4("192.0.2.10", "10.96.0.99", 1, 80, 6))]) == ([], [])
