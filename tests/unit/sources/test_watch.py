@@ -314,13 +314,15 @@ def test_the_first_load_raises_what_is_wrong(tmp_path):
 
 
 WITHOUT_INOTIFY = """
-import asyncio, ctypes, os, sys
+import asyncio, ctypes, os, resource, sys
 from pathlib import Path
 from nfqproxy.sources.file import FileSource
 
 # Inotify instances are counted by effective user: another one's are used up here, while files are
 # still opened as root (setfsuid(2)).
 libc = ctypes.CDLL(None)
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 os.setresuid(0, 61184 + os.getpid() % 4096, 0)
 libc.setfsuid(0)
 while libc.inotify_init() != -1:
