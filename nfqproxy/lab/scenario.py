@@ -36,6 +36,7 @@ from nfqproxy.lab.result import (
     SpreadResult,
     checks,
 )
+from nfqproxy.lab.retransmits import syn_retransmits
 from nfqproxy.lab.standing import DNS, PLAIN, WEB, WEB6, Lab
 from nfqproxy.model import Family
 from nfqproxy.model import Protocol as ProtocolNumber
@@ -78,10 +79,11 @@ def run_scenario(
         ("UDP", "udp", dns, "DNS queries", dns.queries),
     ):
         progress = watcher.phase(f"{total:,} {title}", total)
-        before = _queued(lab)
+        before, sent_before = _queued(lab), syn_retransmits(lab.client)
         report = run_load(lab.client, job, progress)
         queued = _queued(lab)[job.targets[0]] - before[job.targets[0]]
-        spreads.append(_spread(lab, name, protocol, job.targets[0], report, queued))
+        sent_again = syn_retransmits(lab.client) - sent_before
+        spreads.append(_spread(lab, name, protocol, job.targets[0], report, queued, sent_again))
         clients |= set(report.targets[0].clients)
     latencies = _latencies(lab, watcher, seed)
     kill = _kill(lab, watcher, seed)
@@ -159,7 +161,13 @@ def _conntrack(lab: Lab) -> tuple[str, ...]:
 
 
 def _spread(
-    lab: Lab, name: str, protocol: str, target: Target, report: Report, queued: int
+    lab: Lab,
+    name: str,
+    protocol: str,
+    target: Target,
+    report: Report,
+    queued: int,
+    sent_again: int,
 ) -> SpreadResult:
     part = report.targets[0]
     weights = lab.state.weights
@@ -192,6 +200,7 @@ def _spread(
         ),
         chi_square=chi_square(answers, weights),
         queued=queued,
+        sent_again=sent_again,
         per_flow=queued / flows,
         elapsed_s=report.elapsed_s,
     )

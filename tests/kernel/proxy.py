@@ -57,21 +57,6 @@ def run_cli(
     )
 
 
-def syn_retransmits(namespace: Namespace) -> int:
-    """SYNs that the clients in a namespace have sent again (TcpExt TCPSynRetrans).
-
-    A new connection may meet a TIME_WAIT of the same tuple at the backend, whose stale answer makes the
-    client send its SYN again within milliseconds: an extra packet that is queued, and none that was lost.
-    """
-
-    def read() -> int:
-        lines = Path("/proc/thread-self/net/netstat").read_text().splitlines()
-        names, values = (line.split() for line in lines if line.startswith("TcpExt:"))
-        return int(values[names.index("TCPSynRetrans")])
-
-    return namespace.call(read)
-
-
 class Proxy:
     """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows."""
 

@@ -16,11 +16,12 @@ from nfqproxy.kernel.netns import Namespace
 from nfqproxy.lab.chi_square import chi_square
 from nfqproxy.lab.jobs import DnsJob, Target, TargetReport, TcpJob
 from nfqproxy.lab.load_process import run_load
+from nfqproxy.lab.retransmits import syn_retransmits
 from nfqproxy.lab.servers import server_directory, start_dns, start_web
 from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import READERS, Proxy, syn_retransmits
+from tests.kernel.proxy import READERS, Proxy
 
 WEB = {"4": "10.96.0.80", "6": "fd00:10:96::80"}
 DNS = {"4": "10.96.0.53", "6": "fd00:10:96::53"}

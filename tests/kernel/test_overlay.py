@@ -8,11 +8,12 @@ import pytest
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.lab.jobs import Target, TcpJob
 from nfqproxy.lab.load_process import LoadProcess, run_load
+from nfqproxy.lab.retransmits import syn_retransmits
 from nfqproxy.lab.servers import server_directory, start_web
 from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import READERS, Proxy, run_cli, syn_retransmits, wait_until
+from tests.kernel.proxy import READERS, Proxy, run_cli, wait_until
 from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp
 from tests.kernel.snapshot import restore_kube_proxy, shared_objects, snapshot
 

@@ -52,6 +52,7 @@ def spread(answers: tuple[int, ...], *, frontend: str, queued: int) -> SpreadRes
         ),
         chi_square=chi_square(answers, WEIGHTS),
         queued=queued,
+        sent_again=0,
         per_flow=queued / total,
         elapsed_s=0.5,
     )
@@ -111,6 +112,10 @@ def test_all_expectations_hold() -> None:
     assert failing() == []
 
 
+def test_a_syn_sent_again_is_a_packet_of_its_own() -> None:
+    assert failing(spread=replace(SPREAD, queued=3002, sent_again=2)) == []
+
+
 @pytest.mark.parametrize(
     ("changed", "name", "detail"),
     [
@@ -123,6 +128,11 @@ def test_all_expectations_hold() -> None:
             {"spread": replace(SPREAD, queued=3001)},
             "TCP: one packet in userspace for each",
             "3001 packets for 3000",
+        ),
+        (
+            {"spread": replace(SPREAD, sent_again=1)},
+            "TCP: one packet in userspace for each",
+            "3000 packets for 3000, SYNs sent again: 1",
         ),
         (
             {"spread": replace(SPREAD, failed=2, errors={"ETIMEDOUT": 2})},
