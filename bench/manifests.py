@@ -1,6 +1,7 @@
-"""The Services of a world as Kubernetes objects, for ``nfqproxy run --manifests``."""
+"""Services as Kubernetes objects, for ``nfqproxy run --manifests``."""
 
 import json
+from collections.abc import Iterable
 
 from bench.services import ServicePort
 from bench.world import NODE_ADDRESS, NODE_NAME, POD_CIDR, World
@@ -9,6 +10,11 @@ Json = dict[str, object]
 
 
 def manifests(world: World) -> str:
+    """The manifests of a world's Services."""
+    return manifest_list(world.services)
+
+
+def manifest_list(services: Iterable[ServicePort]) -> str:
     """One ``kind: List`` with the Node and, for each Service, its weights and EndpointSlice."""
     node: Json = {
         "apiVersion": "v1",
@@ -18,7 +24,7 @@ def manifests(world: World) -> str:
         "status": {"addresses": [{"type": "InternalIP", "address": NODE_ADDRESS}]},
     }
     items = [node]
-    for service in world.services:
+    for service in services:
         items += _objects(service)
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
 

@@ -33,6 +33,7 @@ _COMMANDS = {
         "reconcile",
         "Delete stale connection tracking entries.",
     ),
+    "bench": ("nfqproxy.cli.bench", "bench", "Measure it on this machine, beside yardsticks."),
 }
 
 

@@ -13,12 +13,15 @@ import os
 import stat
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import watchfiles
 
 from nfqproxy.sources import paths as on_disk
 
 logger = logging.getLogger(__name__)
+
+_Burst: TypeAlias = set[tuple[watchfiles.Change, str]]
 
 RECHECK_S = 1.0
 """How often file status is compared beside inotify, seconds; as much again per 1,000 files."""
@@ -37,14 +40,9 @@ async def watch(
     reading (default: now), so that a change between that reading and the first wait is told too. The
     paths need not exist.
     """
-    seen = on_disk.status(paths) if since is None else dict(since)
+    seen = on_disk.status(paths) if since is None else since
     is_told = False
     while not stop.is_set():
-        # The consumer may have taken its time: look until there is nothing new, then watch. What
-        # changes in the moment between shows at the first time-out.
-        while (now := await asyncio.to_thread(on_disk.status, paths)) != seen:
-            seen = now
-            yield None
         directories = on_disk.directories(paths)
         known = _by_absolute_name(seen)
         watcher = watchfiles.awatch(
@@ -59,19 +57,26 @@ async def watch(
             recursive=False,
         )
         try:
-            async with contextlib.aclosing(watcher) as bursts:
+            async with contextlib.aclosing(_from_now(watcher)) as bursts:
                 async for burst in bursts:
-                    if on_disk.directories(paths) != directories:
+                    if burst and on_disk.directories(paths) != directories:
                         break
-                    altered = _altered({name for _, name in burst}, known) if burst else None
+                    names = {name for _, name in burst}
+                    altered = _altered(names, known) if burst else None
                     if altered is None:
-                        # A write that leaves time and size as they were is told by inotify alone.
                         now = await asyncio.to_thread(on_disk.status, paths)
-                        if now != seen or any(name in now for _, name in burst):
-                            seen, known = now, _by_absolute_name(now)
+                        # A write that leaves time and size as they were is told by inotify alone.
+                        altered = [
+                            name for name in now if now[name] != seen.get(name) or name in names
+                        ]
+                        is_same_files = now.keys() == seen.keys()
+                        seen, known = now, _by_absolute_name(now)
+                        if not is_same_files:
                             yield None
-                    elif altered:
-                        seen.update((name, on_disk.file_status(name)) for name in altered)
+                            continue
+                    else:
+                        seen |= {name: on_disk.file_status(name) for name in altered}
+                    if altered:
                         yield frozenset(map(Path, altered))
         except FileNotFoundError:
             # A directory went between listing and watching: list again.
@@ -88,6 +93,32 @@ async def watch(
                     RECHECK_S,
                 )
             await _pause(stop, RECHECK_S)
+            now = await asyncio.to_thread(on_disk.status, paths)
+            if now != seen:
+                seen = now
+                yield None
+
+
+async def _from_now(watcher: AsyncGenerator[_Burst, None]) -> AsyncGenerator[_Burst, None]:
+    """An empty burst as soon as the watch stands, then its bursts.
+
+    So that what changed before can be looked for without missing what changes meanwhile.
+    """
+    async with contextlib.aclosing(watcher):
+        first = asyncio.ensure_future(anext(watcher, None))
+        try:
+            # awatch sets its watches up before it first waits, which it does within this one step.
+            await asyncio.sleep(0)
+            if not first.done():
+                yield set()
+            burst = await first
+        finally:
+            if not first.done():
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+        while burst is not None:
+            yield burst
+            burst = await anext(watcher, None)
 
 
 def _by_absolute_name(seen: on_disk.Status) -> dict[str, str]:

@@ -36,6 +36,7 @@ from tests.kernel.twin_cases import (
     Case,
     Place,
     Target,
+    Who,
     cases,
     targets,
 )
@@ -53,7 +54,6 @@ AS_IPTABLES = {
     "localhostNodePorts": True,
 }
 """What the table of differences names to do as the iptables mode does; and no ServiceCIDR object."""
-
 
 # All happens in one fixture, where every question to a broken proxy waits for its own time-out.
 pytestmark = pytest.mark.timeout(240)
@@ -158,8 +158,8 @@ class Stages:
             if is_bound and stage is Stage.AS_IPTABLES_FALLBACK:
                 break  # nobody lives to notice the address; its node ports are as others
             with lab.bound_vip() if is_bound else nullcontext():
-                if stage is Stage.AS_IPTABLES and proxy is not None:
-                    follow_addresses(lab.node, proxy, is_bound=is_bound)
+                if stage is Stage.AS_IPTABLES:
+                    follow_addresses(lab.node, is_bound=is_bound)
                 found |= lab.observe(part, silent)
                 if proxy is not None:
                     explained |= ask_explain(lab.node, part, self.folder / "packets")
@@ -174,11 +174,8 @@ def members(node: Namespace) -> frozenset[str]:
     return frozenset(re.findall(r"^add nfqproxy-frontends-\d (\S+)", listing, re.MULTILINE))
 
 
-def follow_addresses(node: Namespace, proxy: Proxy, *, is_bound: bool) -> None:
+def follow_addresses(node: Namespace, *, is_bound: bool) -> None:
     """Wait until node ports are served on BOUND_VIP too, or no longer."""
-    # Addresses are read again with any change of the manifests, such as a Node that nothing depends on.
-    other = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n9"}}
-    proxy.write([*shared_objects(), *([other] if is_bound else [])])
     wait_until(
         lambda: (f"{BOUND_VIP},tcp:30080" in members(node)) is is_bound,
         f"node ports follow {BOUND_VIP}, which the node {'has' if is_bound else 'no longer has'}",
@@ -224,7 +221,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
             Proxy(lab.node, objects, "--config", str(config)) as proxy,
         ):
             stages.observe(Stage.AS_IPTABLES, lab, proxy)
-            follow_addresses(lab.node, proxy, is_bound=False)
+            follow_addresses(lab.node, is_bound=False)
             killed(proxy, lab)
             stages.observe(Stage.AS_IPTABLES_FALLBACK, lab)
     return Observed(
@@ -309,11 +306,25 @@ VERDICTS = {
 }
 
 
+CLASSES = {
+    Who.NODE: "node",
+    Who.VIP_OWNER: "node",
+    Who.CLIENT: "external",
+    Who.CLIENT_2: "external",
+    Who.OUTSIDER: "external",
+}
+"""Class of each kind of client; all others are pods."""
+
+
 def contradiction(case: Case, answer: Mapping[str, Any], outcome: Outcome) -> str:
     """What of an explanation a live outcome denies; empty if nothing."""
     if outcome.kind not in VERDICTS[answer["verdict"]]:
         return f"verdict {answer['verdict']}"
+    if answer["client"] != CLASSES.get(case.who, "pod"):
+        return f"client {answer['client']}"
     possible = {b["address"]: b for b in answer["backends"] if b["probability"]}
+    if any(b["probability"] != pytest.approx(1 / len(possible)) for b in possible.values()):
+        return f"chances {possible}, all weights being 1"
     names = {name for name, _ in outcome.seen} if outcome.kind is Kind.SERVED else set()
     if not (names <= possible.keys() if case.target.is_sticky else names == possible.keys()):
         return f"backends {sorted(possible)}"

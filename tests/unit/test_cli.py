@@ -71,7 +71,10 @@ def test_version(cli: RunCli) -> None:
     [
         (["runn"], "No such command 'runn'. Did you mean 'run'?"),
         (["clean"], "No such command 'clean'. Did you mean 'cleanup'?"),
-        (["frobnicate"], "There are run, lab, rules, cleanup, doctor, explain, status, reconcile."),
+        (
+            ["frobnicate"],
+            "There are run, lab, rules, cleanup, doctor, explain, status, reconcile, bench.",
+        ),
         (["run", "--manifest"], "--manifest"),
         (["run", "--nonsense"], "--nonsense"),
         (["run", "--workers", "two"], "'two' is not a valid integer"),
