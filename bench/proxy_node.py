@@ -20,10 +20,10 @@ from bench.services import BACKEND_PORT, PORT
 from bench.world import NODE_NAME
 from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
+from nfqproxy.kernel.affinity_file import remove_stored, store_path
 from nfqproxy.kernel.netns import Namespace, NamespaceGroup
 from nfqproxy.lab.addresses import PODS4
 from nfqproxy.lab.topology import Topology, topology
-from nfqproxy.supervisor.affinity_store import remove_stored, store_path
 
 _GRACE_S = 20.0
 _LOAD_LIMIT_S = 120.0

@@ -30,6 +30,7 @@ from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
+from nfqproxy.kernel.affinity_file import store_path
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.routes import Routes
@@ -37,7 +38,7 @@ from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSetting
 from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext, ServicePort
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
-from nfqproxy.supervisor.affinity_store import AffinityStore, store_path
+from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.health_ports import HealthPorts
 from nfqproxy.supervisor.reconciler import Reconciler, SweepReport
 from nfqproxy.supervisor.supervisor import Supervisor

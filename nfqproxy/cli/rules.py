@@ -12,11 +12,11 @@ from nfqproxy.app import rule_settings
 from nfqproxy.cli.groups import HelpfulGroup
 from nfqproxy.errors import HostError, NfqproxyError
 from nfqproxy.kernel import commands, host_check, node_rules
+from nfqproxy.kernel.affinity_file import remove_stored, store_path
 from nfqproxy.kernel.processes import uninterrupted
 from nfqproxy.kernel.rule_settings import RuleSettings
 from nfqproxy.kernel.rule_text import render as render_rules
 from nfqproxy.sources import config as configuration
-from nfqproxy.supervisor.affinity_store import remove_stored, store_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 

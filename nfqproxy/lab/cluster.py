@@ -194,5 +194,7 @@ class Cluster:
     def remove(self) -> None:
         """Remove every trace. Idempotent."""
         with uninterrupted():
+            self.topology.group.stop_processes()
+            states.remove_affinities(self.node)
             self.topology.close()
             states.remove(self.state.name)

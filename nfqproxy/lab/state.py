@@ -6,17 +6,28 @@ process in between, ``lab down`` finds what there is to remove.
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from nfqproxy.errors import HostError, InputError, NfqproxyError
-from nfqproxy.kernel.netns import remove_namespaces
+from nfqproxy.errors import HostError, InputError, KernelError, NfqproxyError
+from nfqproxy.kernel.affinity_file import remove_stored, store_path
+from nfqproxy.kernel.netns import Namespace, remove_namespaces
 from nfqproxy.kernel.processes import ProcessRef, stop_processes, uninterrupted
 from nfqproxy.lab.topology import Topology, TopologySpec
 
-__all__ = ["FIRST_UDP_PORT", "LabState", "claim", "load", "names", "remove", "save"]
+__all__ = [
+    "FIRST_UDP_PORT",
+    "LabState",
+    "claim",
+    "load",
+    "names",
+    "remove",
+    "remove_affinities",
+    "save",
+]
 
 FOLDER = Path("/run/nfqproxy-lab")
 FIRST_UDP_PORT = 5_000
@@ -111,6 +122,14 @@ def names() -> list[str]:
     return sorted(entry.name for entry in os.scandir(FOLDER) if entry.is_dir())
 
 
+def remove_affinities(node: Namespace) -> None:
+    """Remove the records that the proxy, which has ended, kept of clients of a node about to go."""
+    if node.path.exists():
+        # A namespace that was being made when an interrupt came cannot be entered, and has none.
+        with suppress(KernelError, OSError):
+            node.call(lambda: remove_stored(store_path()))
+
+
 def remove(name: str) -> bool:
     """End a lab's processes, remove its namespaces and files; False when there is none. Idempotent.
 
@@ -121,7 +140,9 @@ def remove(name: str) -> bool:
         state = load(name)
         if state is not None:
             stop_processes(state.processes)
-            remove_namespaces([member.name for member in state.topology().group])
+            topology = state.topology()
+            remove_affinities(topology.node.namespace)
+            remove_namespaces([member.name for member in topology.group])
         elif name not in names():
             return False
         shutil.rmtree(FOLDER / name, ignore_errors=True)

@@ -7,8 +7,6 @@ rewritten when most of it is stale. Times are of CLOCK_BOOTTIME: /run does not o
 
 import logging
 import os
-import socket
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from nfqproxy.core.affinity import AffinityRecord, ServiceKey
 
 log = logging.getLogger(__name__)
 
-_SO_NETNS_COOKIE = 71
 _LENGTH_BYTES = 2
 _MAX_AGE_S = 86400.0
 """The longest time-out the Service API allows."""
@@ -27,35 +24,6 @@ _COMPACT_AT_LEAST = 10000
 
 _decoder = msgspec.msgpack.Decoder(AffinityRecord)
 _encoder = msgspec.msgpack.Encoder()
-
-
-def store_path() -> Path:
-    """The file of this network namespace, named by its cookie: unlike its inode number the kernel never
-    gives that to another one (socket(7), SO_NETNS_COOKIE, Linux 5.14).
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
-        try:
-            cookie = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-            name = str(int.from_bytes(cookie, sys.byteorder))
-        except OSError:
-            name = f"inode-{Path('/proc/thread-self/ns/net').stat().st_ino}"
-    return Path("/run/nfqproxy", f"affinity-{name}")
-
-
-def remove_stored(path: Path) -> list[str]:
-    """Remove the file, for ``nfqproxy cleanup``; returns what was removed."""
-    removed = []
-    for file in (path, path.with_suffix(".next")):
-        try:
-            file.unlink()
-        except FileNotFoundError:
-            continue
-        removed.append(f"file {file}")
-    try:
-        path.parent.rmdir()
-    except OSError:
-        pass  # it never was, or holds the files of other namespaces
-    return removed
 
 
 class AffinityStore:

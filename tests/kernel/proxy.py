@@ -18,10 +18,10 @@ from typing import Any, Self
 
 from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
+from nfqproxy.kernel.affinity_file import remove_stored, store_path
 from nfqproxy.kernel.counters import queue_statistics
 from nfqproxy.kernel.netns import Namespace, ProcessRef, stop_processes
 from nfqproxy.model import Family, Protocol
-from nfqproxy.supervisor.affinity_store import remove_stored, store_path
 from tests.kernel.manifests import Manifest, text
 
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/56"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from nfqproxy.kernel.affinity_file import store_path
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.lab.topology import Topology
-from nfqproxy.supervisor.affinity_store import store_path
 from tests.kernel.conftest import WEB_VIP4, MakeTopology
 from tests.kernel.manifests import Port, service
 from tests.kernel.proxy import Proxy, wait_until

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nfqproxy.kernel.affinity_file import store_path
+from nfqproxy.kernel.netns import Namespace
 from nfqproxy.kernel.processes import ProcessRef
 from nfqproxy.lab import state as states
 from tests.kernel.lab_process import LAB, Running, lab, namespaces
@@ -140,6 +142,18 @@ def test_down_removes_what_a_killed_run_left(name: str) -> None:
     assert left.name in done.stdout
     assert namespaces(running.prefix) == []
     assert not any(ref.is_alive() for ref in left.processes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_affinity_records_go_with_the_lab(name: str, number: signal.Signals) -> None:
+    running = Running("step 8:", "run", "services", "--step", "7", "--step", "8")
+    file = Namespace(f"{running.prefix}n1").call(store_path)
+    assert file.exists()
+    running.end(number)
+    if number == signal.SIGKILL:
+        assert file.exists()
+        assert lab("down", "--name", name).returncode == 0
+    assert not file.exists()
 
 
 def test_down_leaves_a_lab_at_work_alone() -> None:

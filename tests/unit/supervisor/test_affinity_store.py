@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nfqproxy.core.affinity import AffinityRecord
+from nfqproxy.kernel.affinity_file import remove_stored
 from nfqproxy.supervisor import affinity_store
 from nfqproxy.supervisor.affinity_store import AffinityStore
 
@@ -84,6 +85,6 @@ def test_removal(tmp_path: Path) -> None:
     assert not path.parent.exists()
     store.add([record(1)], 1)
     store.close()
-    assert affinity_store.remove_stored(path) == [f"file {path}"]
-    assert affinity_store.remove_stored(path) == []
+    assert remove_stored(path) == [f"file {path}"]
+    assert remove_stored(path) == []
     assert not path.parent.exists()
