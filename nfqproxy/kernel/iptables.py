@@ -70,12 +70,18 @@ class OwnRules(Struct, frozen=True, kw_only=True):
             *(f"-X {chain}" for chain in doomed),
         ]
 
-    def restoration(self, *, jumps_first: bool) -> list[str]:
-        """Return the restore lines that put it back, the jumps at one end of their chains."""
-        jumps: Iterable[str] = self.jumps
-        if jumps_first:
-            jumps = (re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(self.jumps))
-        return [*(f":{chain} - [0:0]" for chain in self.chains), *self.rules, *jumps]
+    def restoration(self, *, first: Container[str]) -> list[str]:
+        """Return the restore lines that put it back.
+
+        Jumps to the chains ``first`` go before the rules of others, the rest behind them.
+        """
+        ahead = [jump for jump in self.jumps if _own_target(jump) in first]
+        return [
+            *(f":{chain} - [0:0]" for chain in self.chains),
+            *self.rules,
+            *(re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(ahead)),
+            *(jump for jump in self.jumps if jump not in ahead),
+        ]
 
     def made(self, chain: str) -> str | None:
         """Return MADE_TABLE or MADE_CHAIN when a jump in ``chain`` is marked so."""
@@ -151,21 +157,24 @@ def parse_own(listing: str) -> OwnRules:
             chains.append(line[1:].split()[0])
         elif line.startswith(f"-A {CHAIN_PREFIX}"):
             rules.append(line)
-        elif CHAIN_PREFIX in line and _jumps_to_us(line):
+        elif CHAIN_PREFIX in line and _own_target(line):
             jumps.append(line)
     return OwnRules(chains=tuple(chains), rules=tuple(rules), jumps=tuple(jumps))
 
 
-def _jumps_to_us(line: str) -> bool:
+def _own_target(line: str) -> str:
+    """The chain of ours that a rule jumps to; empty: none."""
     # By words, quoting honoured: somebody's comment may well speak of our chains.
     try:
         words = shlex.split(line)
     except ValueError:
-        return False
-    return any(
-        option in ("-j", "-g") and target.startswith(CHAIN_PREFIX)
+        return ""
+    targets = (
+        target
         for option, target in itertools.pairwise(words)
+        if option in ("-j", "-g") and target.startswith(CHAIN_PREFIX)
     )
+    return next(targets, "")
 
 
 def restore_text(lines: dict[str, list[str]]) -> str:

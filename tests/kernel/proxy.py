@@ -25,6 +25,7 @@ from tests.kernel.manifests import Manifest, text
 
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/56"
 READERS = ("netlink", "netfilterqueue")
+DATA_PATHS = ("ctnetlink", "mark")
 _QUEUE_RULE = re.compile(r"^-A NFQPROXY-QUEUE -p (\w+) .* -c (\d+) \d+ -j NFQUEUE", re.MULTILINE)
 _FOLLOWED = "nfqproxy: revision "
 _START_TIMEOUT_S = 60.0
@@ -82,6 +83,7 @@ class Proxy:
         node_name: str = "n1",
         cluster_cidr: str = CLUSTER_CIDR,
         reader: str = "netlink",
+        data_path: str = "ctnetlink",
         mode: str = "replace",
         workers: int = 1,
     ) -> None:
@@ -93,7 +95,9 @@ class Proxy:
         self._arguments = ["run", "--manifests", str(self.manifest), "--node-name", node_name]
         if cluster_cidr:
             self._arguments += ["--cluster-cidr", cluster_cidr]
-        self._arguments += ["--reader", reader, "--mode", mode, "--workers", str(workers), *flags]
+        self._queue_table = "raw" if data_path == "ctnetlink" else "mangle"
+        self._arguments += ["--reader", reader, "--data-path", data_path, "--mode", mode]
+        self._arguments += ["--workers", str(workers), *flags]
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: set[ProcessRef] = set()
 
@@ -182,7 +186,9 @@ class Proxy:
         """Packets that each queue rule has matched since the rules were put in, by iptables' listing."""
         found: dict[tuple[Family, Protocol], int] = {}
         for family, tool in ((Family.IPV4, "iptables"), (Family.IPV6, "ip6tables")):
-            listing = self.namespace.run(tool, *["-t", "raw", "-S", "NFQPROXY-QUEUE", "-v"]).stdout
+            listing = self.namespace.run(
+                tool, *["-t", self._queue_table, "-S", "NFQPROXY-QUEUE", "-v"]
+            ).stdout
             for protocol, packets in _QUEUE_RULE.findall(listing):
                 found[family, Protocol[protocol.upper()]] = int(packets)
         return found

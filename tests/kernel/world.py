@@ -120,7 +120,9 @@ def objects(built: Topology) -> list[Manifest]:
 
 
 @contextmanager
-def world(*flags: str, reader: str = "netlink", workers: int = 1) -> Iterator[World]:
+def world(
+    *flags: str, reader: str = "netlink", data_path: str = "ctnetlink", workers: int = 1
+) -> Iterator[World]:
     """Build it, start the proxy, take it all down."""
     with topology(clients=2, pods=(3, 1)) as built, Responder() as responder:
         servers = {pod.name: pod.namespace for pod in built.pods} | {
@@ -130,6 +132,11 @@ def world(*flags: str, reader: str = "netlink", workers: int = 1) -> Iterator[Wo
             for port in (8080, 8053, 8054):
                 responder.serve(namespace, name, port)
         with Proxy(
-            built.node.namespace, objects(built), *flags, reader=reader, workers=workers
+            built.node.namespace,
+            objects(built),
+            *flags,
+            reader=reader,
+            data_path=data_path,
+            workers=workers,
         ) as proxy:
             yield World(topology=built, proxy=proxy, responder=responder)

@@ -7,7 +7,7 @@ import pytest
 from nfqproxy.core.fallback import MAX_SLOTS
 from nfqproxy.errors import InputError
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
-from nfqproxy.kernel.rule_text import create_set, iptables_text, localhost_objects, render
+from nfqproxy.kernel.rule_text import create_set, iptables_text, optional_objects, render
 from nfqproxy.model import Family
 
 GOLDEN_IPTABLES = """\
@@ -127,9 +127,10 @@ def test_refusals_stand_behind_nat_and_guards_before_it() -> None:
 def test_127_is_guarded_only_when_served() -> None:
     assert "martian" not in render(RuleSettings()).nft
     served = RuleSettings(localhost_node_ports=True)
-    assert set(localhost_objects().values()) == {"chain", "counter"}
-    for name in localhost_objects():
-        assert render(served).nft.count(f"\t{localhost_objects()[name]} {name} {{") == 1
+    objects = optional_objects()[0]
+    assert set(objects.values()) == {"chain", "counter"}
+    for name, kind in objects.items():
+        assert render(served).nft.count(f"\t{kind} {name} {{") == 1
     overlay = RuleSettings(localhost_node_ports=True, mode=RuleMode.OVERLAY)
     assert "martian" not in render(overlay).nft
 

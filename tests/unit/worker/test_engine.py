@@ -12,7 +12,9 @@ import pytest
 
 from nfqproxy.core.dataplane import Dataplane, QueuedPacket
 from nfqproxy.errors import KernelError
+from nfqproxy.worker.data_paths import CtnetlinkPath
 from nfqproxy.worker.engine import Engine
+from nfqproxy.worker.readers import Answer
 from tests.unit.core.test_dataplane import make, one_plan, syn
 
 
@@ -27,13 +29,19 @@ class Verdicts:
         self._batches = list(batches)
         self.accepted: list[int] = []
         self.dropped: list[int] = []
+        self.marked: dict[int, int] = {}
+        self.arrived_with: dict[int, int] = {}
 
     def read(self) -> list[QueuedPacket]:
         return self._batches.pop(0) if self._batches else []
 
-    def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
-        self.dropped += dropped
-        self.accepted += [packet[0] for packet in packets if packet[0] not in dropped]
+    def marks(self) -> dict[int, int]:
+        return self.arrived_with
+
+    def answer(self, packets: Sequence[QueuedPacket], answer: Answer) -> None:
+        self.dropped += answer.dropped
+        self.accepted += [packet[0] for packet in packets if packet[0] not in answer.dropped]
+        self.marked.update(answer.marks)
 
 
 class Scripted:
@@ -61,7 +69,9 @@ def run(
     conntrack: Scripted, dataplane: Dataplane | None = None, ports: Sequence[int] = (1, 2, 3)
 ) -> tuple[Engine, Verdicts]:
     reader = Verdicts([syn(port) for port in ports])
-    engine = Engine(reader, dataplane or make(one_plan()), conntrack)  # type: ignore[arg-type]
+    dataplane = dataplane or make(one_plan())
+    path = CtnetlinkPath(dataplane, conntrack)  # type: ignore[arg-type]
+    engine = Engine(reader, dataplane, conntrack, path)  # type: ignore[arg-type]
     engine.run_ready()
     return engine, reader
 
