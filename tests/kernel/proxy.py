@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.netns import Namespace, ProcessRef, stop_processes
@@ -26,6 +28,10 @@ from tests.kernel.manifests import Manifest, text
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/56"
 READERS = ("netlink", "netfilterqueue")
 DATA_PATHS = ("ctnetlink", "mark")
+COMBINATIONS = [
+    pytest.param((reader, path), id=f"{reader}-{path}") for reader in READERS for path in DATA_PATHS
+]
+"""Every reader on every data path, as parameters of a fixture."""
 _QUEUE_RULE = re.compile(r"^-A NFQPROXY-QUEUE -p (\w+) .* -c (\d+) \d+ -j NFQUEUE", re.MULTILINE)
 _FOLLOWED = "nfqproxy: revision "
 _START_TIMEOUT_S = 60.0

@@ -15,7 +15,7 @@ from scapy.layers.inet import IP
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from nfqproxy.model import Family, Protocol
-from tests.kernel.proxy import READERS
+from tests.kernel.proxy import COMBINATIONS
 from tests.kernel.responder import TIMEOUT_S, new_flow, parse
 from tests.kernel.world import NODE4, NODE6, SCTP4, WEB4, WEB6, World, world
 
@@ -28,9 +28,10 @@ BEYOND_COPY_RANGE = bytes([0, 15, 0x1E, 124, *bytes(124)])
 IPV6_DSTOPTS = 59  # include/uapi/linux/in6.h
 
 
-@pytest.fixture(scope="module", name="running", params=READERS)
+@pytest.fixture(scope="module", name="running", params=COMBINATIONS)
 def a_world(request: pytest.FixtureRequest) -> Iterator[World]:
-    with world(reader=request.param) as running:
+    reader, data_path = request.param
+    with world(reader=reader, data_path=data_path) as running:
         yield running
 
 
