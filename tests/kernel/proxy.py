@@ -31,7 +31,9 @@ DATA_PATHS = ("ctnetlink", "mark")
 COMBINATIONS = [
     pytest.param((reader, path), id=f"{reader}-{path}") for reader in READERS for path in DATA_PATHS
 ]
-"""Every reader on every data path, as parameters of a fixture."""
+"""Every reader on every data path, as parameters of a test or fixture."""
+RUNS = [each for each in COMBINATIONS if each.values[0] != ("netfilterqueue", "mark")]
+"""The same without the combination that differs from others in nothing but how a verdict is sent."""
 _QUEUE_RULE = re.compile(r"^-A NFQPROXY-QUEUE -p (\w+) .* -c (\d+) \d+ -j NFQUEUE", re.MULTILINE)
 _FOLLOWED = "nfqproxy: revision "
 _START_TIMEOUT_S = 60.0
@@ -179,6 +181,10 @@ class Proxy:
     def packets(self) -> int:
         """Packets that the present workers have read from their queues."""
         return sum(worker["packets"] for worker in self.status()["workers"])
+
+    def installed(self) -> int:
+        """Connections that the present workers have translated."""
+        return sum(worker["installed"] for worker in self.status()["workers"])
 
     def counters(self) -> dict[str, int]:
         """What the workers count as out of the ordinary, summed over them."""

@@ -73,7 +73,7 @@ def test_headers_beyond_what_is_copied_are_left_to_the_fallback(running: World) 
     """The worker sees 128 bytes of a packet; a TCP header that begins later it cannot decide."""
     before = running.proxy.counters().get("unparsed", 0)
     with (
-        running.queues({(Family.IPV6, Protocol.TCP): 1}),
+        running.queues({(Family.IPV6, Protocol.TCP): 1}, undecided=1),
         running.client.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock,
     ):
         sock.settimeout(TIMEOUT_S)

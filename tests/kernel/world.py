@@ -71,9 +71,15 @@ class World:
         return self.topology.pods[0]
 
     @contextmanager
-    def queues(self, expected: Mapping[tuple[Family, Protocol], int]) -> Iterator[None]:
-        """Inside the block exactly these packets are queued: by the rules' and the workers' counters."""
+    def queues(
+        self, expected: Mapping[tuple[Family, Protocol], int], *, undecided: int = 0
+    ) -> Iterator[None]:
+        """Inside the block exactly these packets are queued: by the rules' and the workers' counters.
+
+        All of them bring about a translated connection, but for ``undecided`` ones.
+        """
         rules, packets = self.proxy.queued(), self.proxy.packets()
+        installed = self.proxy.installed()
         yield
         after = self.proxy.queued()
         seen = {
@@ -81,6 +87,7 @@ class World:
         }
         assert seen == {place: count for place, count in expected.items() if count}
         assert self.proxy.packets() - packets == sum(expected.values())
+        assert self.proxy.installed() - installed == sum(expected.values()) - undecided
 
 
 def addresses(pods: tuple[Pod, ...]) -> list[Endpoint]:
