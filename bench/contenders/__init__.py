@@ -6,7 +6,7 @@ Adding one is a subclass of :class:`~bench.contenders.base.Contender` and a line
 
 from bench.contenders.base import Contender, Placement, Serving
 from bench.contenders.kernel import IptablesDnat, NoService
-from bench.contenders.proxy import NetfilterqueueReader, NetlinkReader
+from bench.contenders.proxy import MarkPath, NetfilterqueueReader, NetlinkReader
 from bench.contenders.reference import CReference
 from nfqproxy.errors import InputError
 
@@ -14,7 +14,14 @@ __all__ = ["CONTENDERS", "Contender", "Placement", "Serving", "named"]
 
 CONTENDERS: dict[str, type[Contender]] = {
     contender.name: contender
-    for contender in (NetlinkReader, NetfilterqueueReader, CReference, IptablesDnat, NoService)
+    for contender in (
+        NetlinkReader,
+        MarkPath,
+        NetfilterqueueReader,
+        CReference,
+        IptablesDnat,
+        NoService,
+    )
 }
 
 

@@ -23,6 +23,7 @@ class _Proxy(Contender):
     """What both readers share."""
 
     reader: ClassVar[str]
+    data_path: ClassVar[str] = "ctnetlink"
 
     @contextlib.contextmanager
     def serve(self, world: World, placement: Placement) -> Iterator[Serving]:
@@ -32,6 +33,7 @@ class _Proxy(Contender):
             file.flush()
             words = ["--manifests", file.name, "--mode", "replace", "--node-name", NODE_NAME]
             words += ["--reader", self.reader, "--workers", "1"]
+            words += ["--data-path", self.data_path]
             command = [sys.executable, "-m", "nfqproxy", "run", *words]
             with service(world.node, *command, cpu=placement.sender) as running:
                 serving = _ProxyServing(world.node, running, self.name)
@@ -46,6 +48,14 @@ class NetlinkReader(_Proxy):
     name: ClassVar[str] = "netlink"
     title: ClassVar[str] = "nfqproxy, reader netlink"
     reader: ClassVar[str] = "netlink"
+
+
+class MarkPath(NetlinkReader):
+    """The same reader; packets are marked, and a nat rule translates: no entry is made by the worker."""
+
+    name: ClassVar[str] = "mark"
+    title: ClassVar[str] = "nfqproxy, data path mark"
+    data_path: ClassVar[str] = "mark"
 
 
 class NetfilterqueueReader(_Proxy):

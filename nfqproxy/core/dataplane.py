@@ -394,6 +394,8 @@ class Dataplane:
         if marks is not None:
             older = self._flows.turn(now_s)
             recent = self._flows.recent
+            flow_bytes = FLOW_BYTES
+            to_masquerade, to_keep = self._mask.masquerade, self._mask.keep
         count = len(entries)
         for packet_id, _arrival, payload in packets:
             try:
@@ -427,7 +429,7 @@ class Dataplane:
                 dropped.append(packet_id)
                 continue
             if marks is not None:
-                flow = src + dst + payload[transport : transport + FLOW_BYTES[protocol]]
+                flow = src + dst + payload[transport : transport + flow_bytes[protocol]]
                 known = recent.get(flow) or older(flow)
                 # A backend that has left since then has no mark any more.
                 if known is not None and known[0].mark:
@@ -451,9 +453,8 @@ class Dataplane:
                     self.unmarked += 1
                     continue
                 is_masqueraded = masquerade or src == target.address
-                marks[packet_id] = bits = target.mark | (
-                    self._mask.masquerade if is_masqueraded else self._mask.keep
-                )
+                bits = target.mark | (to_masquerade if is_masqueraded else to_keep)
+                marks[packet_id] = bits
                 recent[flow] = target, bits
                 target.picks += 1
                 continue
