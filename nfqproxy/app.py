@@ -32,6 +32,7 @@ from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.mark_map import MarkMap
+from nfqproxy.kernel.mark_users import conflict, mark_users
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import DataPath, FrontendKey, FrontendPlan, NodeContext, ServicePort
@@ -148,12 +149,31 @@ class App:
                 await self._start_workers()
                 self._raise_if_stopped()
                 await self._program()
+                await asyncio.to_thread(self._warn_of_mark_users)
                 await self._serve(listener, loop)
             finally:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
                 await asyncio.shield(self._supervisor.stop_workers())
                 self._affinities.close()
         log.info("stopped; rules and fallback stay and serve, nfqproxy cleanup removes them")
+
+    def _warn_of_mark_users(self) -> None:
+        mask = self._rules.marks
+        if mask is None:
+            return
+        try:
+            found = conflict(mark_users(), mask)
+        except NfqproxyError as error:
+            log.warning("who else uses packet marks could not be found out: %s", error)
+            return
+        if found is not None:
+            log.warning(
+                "bits of markMask %#x are used in %s: %s; nfqproxy doctor --data-path mark says which"
+                " are free",
+                mask.mask,
+                found.where,
+                found.rule,
+            )
 
     def reconcile(self, *, dry_run: bool) -> SweepReport:
         """Hold connection tracking against the manifests once, without a running proxy."""

@@ -10,10 +10,11 @@ from nfqproxy.doctor.check import Finding, fail, ok, unknown, warn
 from nfqproxy.errors import KernelError, NfqproxyError
 from nfqproxy.kernel import commands, iptables
 from nfqproxy.kernel.counters import QueueStatistics, queue_statistics
+from nfqproxy.kernel.mark_users import conflict, free_mask, mark_users
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
-from nfqproxy.model import Family
+from nfqproxy.model import Family, MarkMask
 
-__all__ = ["iptables_mixture", "kube_proxy", "queue_numbers"]
+__all__ = ["iptables_mixture", "kube_proxy", "packet_marks", "queue_numbers"]
 
 _NOT_ROOT = (
     "not looked at: reading the rules needs root",
@@ -148,4 +149,23 @@ def kube_proxy(settings: RuleSettings) -> Finding:
         )
     return ok(
         "its rules are here, as mode overlay wants it" if is_here else "its rules are not here"
+    )
+
+
+def packet_marks(mask: MarkMask) -> Finding:
+    """Whether others use the bits of packet marks that the data path ``mark`` wants for itself."""
+    if os.geteuid() != 0:
+        return unknown(*_NOT_ROOT)
+    users = mark_users()
+    found = conflict(users, mask)
+    if found is None:
+        others = f"; {len(users)} rules of others are about other bits" if users else ""
+        return ok(f"the bits of {mask.mask:#x} are ours alone{others}")
+    free = free_mask(users)
+    choose = f"nfqproxy run --mark-mask {free.mask:#x}" if free else "--data-path ctnetlink"
+    return warn(
+        f"bits of {mask.mask:#x} are used in {found.where}: {found.rule}",
+        "on first packets of connections to Services, that rule and nfqproxy may take each other's bits"
+        " for their own",
+        f"choose bits that nobody uses, {choose}, or change that rule",
     )
