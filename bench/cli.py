@@ -1,4 +1,4 @@
-"""The command line of the bench: ``python -m bench EXPERIMENT``.
+"""The command line of the bench: ``python -m bench COMMAND``, which is ``nfqproxy bench COMMAND``.
 
 Exit status as the proxy's own command: 0 done, 1 failed (connections went wrong), 2 wrong usage,
 3 the host lacks something, 130 interrupted. Data goes to stdout, progress to stderr.
@@ -9,14 +9,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import click
 from rich.console import Console
 from rich.status import Status
 
-from bench import contenders, cpu, report
+from bench import commands, contenders, cpu, cpu_report
 from bench.contenders import CONTENDERS, Placement
 from bench.provenance import provenance
 from nfqproxy.errors import HostError, InputError, NfqproxyError
@@ -31,10 +31,22 @@ def cli(context: click.Context) -> None:
 
     \b
     Example (as root):
+      python -m bench run --profile short -o result.json --report report
       python -m bench cpu --connections 20000 --rounds 5
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+for _command in (
+    commands.run_command,
+    commands.report_command,
+    commands.compare_command,
+    commands.baseline_command,
+    commands.check_command,
+    commands.micro_command,
+):
+    cli.add_command(_command)
 
 
 @cli.command("cpu")
@@ -125,12 +137,12 @@ def cpu_command(
     with _status() as status:
         samples = cpu.run(chosen, config, status.update)
     if output == "json":
-        result = report.as_data(samples, config, dict(provenance()))
+        result = cpu_report.as_data(samples, config, dict(provenance()))
         click.echo(json.dumps(result, indent=1))
     else:
         # Without a terminal rich would assume 80 columns and break the figures.
         console = Console(width=None if sys.stdout.isatty() else 112)
-        console.print(report.as_table(samples, config))
+        console.print(cpu_report.as_table(samples, config))
 
 
 def _weights(text: str) -> tuple[int, ...]:
@@ -159,12 +171,12 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> None:
-    """Runs the command line and exits."""
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m bench") -> None:
+    """Runs the command line (by default that of the process) and exits."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        cli.main(prog_name="python -m bench", standalone_mode=False)
+        cli.main(arguments, prog_name=program, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

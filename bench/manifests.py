@@ -1,15 +1,21 @@
-"""The measured Service as Kubernetes objects, for ``nfqproxy run --manifests``."""
+"""Services as Kubernetes objects, for ``nfqproxy run --manifests``."""
 
 import json
+from collections.abc import Iterable
 
-from bench.world import BACKEND_PORT, NODE_ADDRESS, NODE_NAME, POD_CIDR, PORT, VIP, World
+from bench.services import ServicePort
+from bench.world import NODE_ADDRESS, NODE_NAME, POD_CIDR, World
 
 Json = dict[str, object]
 
 
 def manifests(world: World) -> str:
-    """One ``kind: List`` with the Node, the Service with its weights, and its EndpointSlice."""
-    weights = json.dumps({backend.address: backend.weight for backend in world.backends})
+    """The manifests of a world's Services."""
+    return manifest_list(world.services)
+
+
+def manifest_list(services: Iterable[ServicePort]) -> str:
+    """One ``kind: List`` with the Node and, for each Service, its weights and EndpointSlice."""
     node: Json = {
         "apiVersion": "v1",
         "kind": "Node",
@@ -17,42 +23,45 @@ def manifests(world: World) -> str:
         "spec": {"podCIDR": POD_CIDR, "podCIDRs": [POD_CIDR]},
         "status": {"addresses": [{"type": "InternalIP", "address": NODE_ADDRESS}]},
     }
-    service: Json = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": "web",
-            "namespace": "default",
-            "annotations": {"nfqproxy.io/weights": weights},
-        },
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": VIP,
-            "clusterIPs": [VIP],
-            "ipFamilies": ["IPv4"],
-            "ports": [
-                {"name": "http", "protocol": "TCP", "port": PORT, "targetPort": BACKEND_PORT}
-            ],
-        },
+    items = [node]
+    for service in services:
+        items += _objects(service)
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
+
+
+def _objects(service: ServicePort) -> tuple[Json, Json]:
+    weights = {endpoint.address: endpoint.weight for endpoint in service.endpoints}
+    is_even = set(weights.values()) == {1}
+    annotations = {} if is_even else {"nfqproxy.io/weights": json.dumps(weights)}
+    protocol = service.protocol.upper()
+    port, target = service.port, service.endpoints[0].port
+    spec: Json = {
+        "type": "ClusterIP",
+        "clusterIP": service.address,
+        "clusterIPs": [service.address],
+        "ipFamilies": ["IPv4"],
+        "ports": [
+            {"name": service.port_name, "protocol": protocol, "port": port, "targetPort": target}
+        ],
     }
+    about: Json = {"namespace": service.namespace, "name": service.name, "annotations": annotations}
     endpoint_slice: Json = {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": "web-1",
-            "namespace": "default",
-            "labels": {"kubernetes.io/service-name": "web"},
+            "name": f"{service.name}-1",
+            "namespace": service.namespace,
+            "labels": {"kubernetes.io/service-name": service.name},
         },
         "addressType": "IPv4",
-        "ports": [{"name": "http", "protocol": "TCP", "port": BACKEND_PORT}],
+        "ports": [{"name": service.port_name, "protocol": protocol, "port": target}],
         "endpoints": [
             {
-                "addresses": [backend.address],
+                "addresses": [endpoint.address],
                 "conditions": {"ready": True, "serving": True, "terminating": False},
                 "nodeName": NODE_NAME,
             }
-            for backend in world.backends
+            for endpoint in service.endpoints
         ],
     }
-    items = [node, service, endpoint_slice]
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
+    return {"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": spec}, endpoint_slice

@@ -9,6 +9,12 @@ from pathlib import Path
 from bench import native
 
 _PACKAGES = ("uvloop", "netfilterqueue", "msgspec", "pyroute2")
+_PROGRAMS = {
+    "iptables": ("iptables", "--version"),
+    "nft": ("nft", "--version"),
+    "haproxy": ("haproxy", "-v"),
+    "iperf": ("iperf3", "--version"),
+}
 
 Facts = dict[str, str | int | bool | None]
 
@@ -27,10 +33,15 @@ def provenance() -> dict[str, Facts | str | bool | None]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "versions": {
             **{name: _version(name) for name in _PACKAGES},
-            "iptables": _said("iptables", "--version"),
-            "cc": (_said(native.compiler(), "--version") or "").split("\n", 1)[0],
+            **{name: _first_line(*command) for name, command in _PROGRAMS.items()},
+            "cc": _first_line(native.compiler(), "--version"),
         },
     }
+
+
+def _first_line(*command: str) -> str | None:
+    said = _said(*command)
+    return said and said.split("\n", 1)[0]
 
 
 def _said(*command: str) -> str | None:

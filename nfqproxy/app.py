@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +21,13 @@ import msgspec
 
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
+from nfqproxy.control.cluster import ClusterDiff, ClusterState
 from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.objects import Objects
-from nfqproxy.control.table import ServiceTable
 from nfqproxy.core.explain import Explainer, parse_packet
 from nfqproxy.core.health_ports import health_ports
-from nfqproxy.core.plans import plans_for_node, steered_ports
+from nfqproxy.core.plan_table import PlanChange, PlanTable
+from nfqproxy.core.plans import steered_ports
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
@@ -81,7 +82,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     node: NodeContext
     ports: tuple[ServicePort, ...] = ()
     """The service ports that are this proxy's business."""
-    plans: dict[FrontendKey, FrontendPlan] = {}
+    plans: Mapping[FrontendKey, FrontendPlan] = {}
+    altered: frozenset[FrontendKey] = frozenset()
+    """The only keys whose plans can differ from what workers and kernel follow."""
 
 
 class App:
@@ -93,8 +96,8 @@ class App:
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
         self._source = FileSource([Path(path) for path in config.manifests])
-        self._table = ServiceTable(self._node_name)
-        self._objects = Objects()
+        self._cluster = ClusterState(self._node_name)
+        self._plans = PlanTable(self._settings)
         self._routes: Routes
         # Family's address of _ANYWHERE -> the last address with which this node spoke outside.
         self._outward: dict[bytes, bytes] = {}
@@ -121,9 +124,14 @@ class App:
         if self._marks is not None:
             self._marks.forget()
 
-    def sync(self, plans: Mapping[FrontendKey, FrontendPlan], node: NodeContext) -> object:
+    def sync(
+        self,
+        plans: Mapping[FrontendKey, FrontendPlan],
+        node: NodeContext,
+        altered: Collection[FrontendKey] | None,
+    ) -> object:
         """Make sets and fallback maps follow ``plans`` and ``node``."""
-        return self._kernel.sync(plans, node)
+        return self._kernel.sync(plans, node, altered)
 
     async def run(self, *, once: bool) -> None:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
@@ -137,7 +145,7 @@ class App:
         # From the first moment: a reload that comes during the start is done after it, not fatal.
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         with admin.listen() as listener, contextlib.closing(Routes()) as self._routes:
-            self._take(self._source.load())
+            self._start_with(self._source.load())
             await asyncio.to_thread(host_check.check_host, self._rules)
             self._raise_if_stopped()
             if once:
@@ -184,7 +192,7 @@ class App:
                 "no Services to compare with; give a file or directory with --manifests"
             )
         with contextlib.closing(Routes()) as self._routes:
-            self._take(self._source.load())
+            self._start_with(self._source.load())
         self._reconciler.follow(self._wanted.ports, self._wanted.node)
         return self._reconciler.sweep(dry_run=dry_run)
 
@@ -283,8 +291,8 @@ class App:
             await self._health_ports.close()
 
     async def _follow(self) -> None:
-        async for objects in self._source.changes(self._stop):
-            self._take(objects)
+        async for change in self._source.changes(self._stop):
+            self._take(self._cluster.apply(change))
             await self._publish()
 
     def _on_routes(self) -> None:
@@ -315,9 +323,7 @@ class App:
         while True:
             await self._hangup.wait()
             self._hangup.clear()
-            objects = await self._source.reload()
-            if objects is not None:
-                self._take(objects)
+            self._take(self._cluster.apply(await self._source.reload()))
             await self._publish(anew=True)
 
     async def _catch_up(self) -> None:
@@ -334,7 +340,9 @@ class App:
         number = self._sync_health.queued()
         wanted = self._wanted
         try:
-            changed = await self._supervisor.publish(wanted.plans, wanted.node, anew=anew)
+            changed = await self._supervisor.publish(
+                wanted.plans, wanted.node, altered=wanted.altered, anew=anew
+            )
         except NfqproxyError as error:
             log.error("the kernel did not take a change: %s; trying again in %g s", error, _RETRY_S)
             self._is_behind.set()
@@ -354,30 +362,47 @@ class App:
         own = () if self._config.mode == "overlay" else wanted.ports
         await self._health_ports.follow(health_ports(own, wanted.node))
 
-    def _take(self, objects: Objects) -> None:
-        """Want what these objects say."""
-        self._objects = objects
-        self._table.replace(objects)
+    def _start_with(self, objects: Objects) -> None:
+        """Want what these objects, all there are, say."""
+        self._cluster.replace(objects)
         self._want(self._node_context())
 
+    def _take(self, diff: ClusterDiff) -> None:
+        """Want what the cluster's objects say after this change."""
+        node = self._node_context() if diff.surroundings else self._wanted.node
+        if node != self._wanted.node:
+            self._want(node)
+            return
+        changed = [self._cluster.ports[name] for name in (*diff.ports.added, *diff.ports.changed)]
+        self._want_plans(node, self._plans.apply(changed, diff.ports.removed))
+
     def _want(self, node: NodeContext) -> None:
-        """Want the plans of the present service table on this node."""
+        """Want the plans of the present service ports on this node."""
         gap = detector_gap(node, self._settings)
         if gap is not None and gap != self._detector_gap:
             log.warning("%s", gap)
         self._detector_gap = gap
-        ports = steered_ports(self._table.ports.values(), self._settings)
-        plans = plans_for_node(ports, node, self._settings)
-        self._wanted = Wanted(node=node, ports=ports, plans=plans)
+        self._want_plans(node, self._plans.replace(self._cluster.ports.values(), node))
+
+    def _want_plans(self, node: NodeContext, change: PlanChange) -> None:
+        # What is wanted already but not yet followed stays to be done.
+        behind = frozenset() if self._published is self._wanted else self._wanted.altered
+        self._wanted = Wanted(
+            node=node,
+            ports=steered_ports(self._cluster.ports.values(), self._settings),
+            plans=dict(self._plans.plans),
+            altered=behind.union(change.keys),
+        )
 
     def _node_context(self) -> NodeContext:
         """The node as its objects and, where they are asked for, its interfaces say now."""
-        node = node_context(self._objects, self._settings)
+        objects = self._cluster.surroundings
+        node = node_context(objects, self._settings)
         if self._settings.node_port_networks is None and node.primary_addresses:
             return node
         own = [address.address for address in self._routes.addresses()]
         return node_context(
-            self._objects,
+            objects,
             self._settings,
             interface_addresses=[str(ip_address(packed)) for packed in own],
             outward_addresses=[str(ip_address(packed)) for packed in self._outward_addresses(own)],
@@ -445,7 +470,7 @@ class App:
         return Explainer(
             node=self._published.node,
             settings=self._settings,
-            ports=self._table.ports.values(),
+            ports=self._cluster.ports.values(),
             plans=self._supervisor.plans,
             local_addresses=[str(ip_address(each.address)) for each in routes.addresses()],
             masquerade_source=masquerade_source,

@@ -6,20 +6,40 @@ Adding one is a subclass of :class:`~bench.contenders.base.Contender` and a line
 
 from bench.contenders.base import Contender, Placement, Serving
 from bench.contenders.kernel import IptablesDnat, NoService
-from bench.contenders.proxy import MarkPath, NetfilterqueueReader, NetlinkReader
+from bench.contenders.kubeproxy import KubeProxyIptables, KubeProxyNftables
+from bench.contenders.proxy import MarkPath, NetfilterqueueReader, NetlinkReader, Nfqproxy
 from bench.contenders.reference import CReference
+from bench.contenders.relay import Haproxy, NginxStream
 from nfqproxy.errors import InputError
 
-__all__ = ["CONTENDERS", "Contender", "Placement", "Serving", "named"]
+__all__ = [
+    "CONTENDERS",
+    "CReference",
+    "Contender",
+    "Haproxy",
+    "IptablesDnat",
+    "KubeProxyIptables",
+    "KubeProxyNftables",
+    "Nfqproxy",
+    "NginxStream",
+    "Placement",
+    "Serving",
+    "named",
+]
 
 CONTENDERS: dict[str, type[Contender]] = {
     contender.name: contender
     for contender in (
+        Nfqproxy,
         NetlinkReader,
         MarkPath,
         NetfilterqueueReader,
         CReference,
         IptablesDnat,
+        KubeProxyIptables,
+        KubeProxyNftables,
+        Haproxy,
+        NginxStream,
         NoService,
     )
 }

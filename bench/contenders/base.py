@@ -43,7 +43,9 @@ class Contender(ABC):
     title: ClassVar[str]
     """A line for the report: what it is."""
     is_queued: ClassVar[bool] = True
-    """Whether every SYN must go through a queue to userspace."""
+    """Whether the first packet of every flow must go through a queue to userspace."""
+    is_relay: ClassVar[bool] = False
+    """Whether it ends connections and opens others, so that conntrack has no part in it."""
 
     def check(self) -> None:  # noqa: B027  most need nothing
         """Raises :class:`~nfqproxy.errors.HostError` if this host cannot run it."""

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from bench.contenders.base import Contender, Placement, Serving
-from bench.world import PORT, VIP, Backend, World
+from bench.services import PORT, VIP
+from bench.world import Backend, World
 
 
 class IptablesDnat(Contender):
@@ -22,7 +23,8 @@ class IptablesDnat(Contender):
     @contextlib.contextmanager
     def serve(self, world: World, placement: Placement) -> Iterator[Serving]:
         """Adds the rule; it goes with the namespace."""
-        match = ["PREROUTING", "-d", VIP, "-p", "tcp", "--dport", str(PORT)]
+        protocol = world.measured.protocol
+        match = ["PREROUTING", "-d", VIP, "-p", protocol, "--dport", str(PORT)]
         target = ["-j", "DNAT", "--to-destination", str(world.backends[0])]
         world.node.run("iptables", "-w", "-t", "nat", "-A", *match, *target)
         yield Serving()

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.util
-import json
+import os
 import sys
 import tempfile
 import time
@@ -12,42 +12,63 @@ from typing import ClassVar
 from bench.contenders.base import Contender, Placement, Serving, StartError
 from bench.manifests import manifests
 from bench.process import Service, descendants, pin, service
-from bench.world import NODE_NAME, World
-from nfqproxy.errors import HostError
+from bench.world import NODE_NAME, POD_NETWORK, SOURCES, World
+from nfqproxy.api import admin
+from nfqproxy.errors import HostError, NfqproxyError
 from nfqproxy.kernel.netns import Namespace
 
-_READY_S = 20.0
+# A table of 5,000 Services takes some seconds.
+_READY_S = 60.0
 
 
-class _Proxy(Contender):
-    """What both readers share."""
+class Nfqproxy(Contender):
+    """nfqproxy with its default reader and any number of workers.
 
-    reader: ClassVar[str]
+    The first worker has the worker's CPU; each further one takes the CPU before it, round and
+    round, so on a machine with few CPUs they share with each other and with the load.
+    """
+
+    name: ClassVar[str] = "nfqproxy"
+    title: ClassVar[str] = "nfqproxy"
+    reader: ClassVar[str] = "netlink"
     data_path: ClassVar[str] = "ctnetlink"
+
+    def __init__(self, workers: int = 1, queue_length: int | None = None) -> None:
+        self.workers = workers
+        self.queue_length = queue_length
 
     @contextlib.contextmanager
     def serve(self, world: World, placement: Placement) -> Iterator[Serving]:
-        """Runs the proxy on the sender's CPU and moves its one worker to the worker's."""
+        """Runs the proxy on the sender's CPU and moves each worker to its own."""
         with tempfile.NamedTemporaryFile("w", prefix="nfqb-", suffix=".json") as file:
             file.write(manifests(world))
             file.flush()
             words = ["--manifests", file.name, "--mode", "replace", "--node-name", NODE_NAME]
-            words += ["--reader", self.reader, "--workers", "1"]
+            words += ["--reader", self.reader, "--workers", str(self.workers)]
             words += ["--data-path", self.data_path]
+            # Whoever calls is a pod of the cluster: nobody is masqueraded, as with the others.
+            words += ["--cluster-cidr", f"{SOURCES},{POD_NETWORK}"]
+            if self.queue_length is not None:
+                words += ["--queue-length", str(self.queue_length)]
             command = [sys.executable, "-m", "nfqproxy", "run", *words]
             with service(world.node, *command, cpu=placement.sender) as running:
                 serving = _ProxyServing(world.node, running, self.name)
-                for pid in serving.workers:
-                    pin(pid, placement.worker)
+                for pid, cpu in zip(serving.workers, self.cpus(placement), strict=True):
+                    pin(pid, cpu)
                 yield serving
 
+    def cpus(self, placement: Placement) -> tuple[int, ...]:
+        """The CPU of each worker."""
+        available = sorted(os.sched_getaffinity(0))
+        first = available.index(placement.worker)
+        return tuple(available[(first - index) % len(available)] for index in range(self.workers))
 
-class NetlinkReader(_Proxy):
+
+class NetlinkReader(Nfqproxy):
     """The project's own reader: batches, fail-open."""
 
     name: ClassVar[str] = "netlink"
     title: ClassVar[str] = "nfqproxy, reader netlink"
-    reader: ClassVar[str] = "netlink"
 
 
 class MarkPath(NetlinkReader):
@@ -58,7 +79,7 @@ class MarkPath(NetlinkReader):
     data_path: ClassVar[str] = "mark"
 
 
-class NetfilterqueueReader(_Proxy):
+class NetfilterqueueReader(Nfqproxy):
     """The netfilterqueue package: a callback per packet."""
 
     name: ClassVar[str] = "netfilterqueue"
@@ -88,11 +109,11 @@ class _ProxyServing(Serving):
 
     def _status(self) -> list[dict[str, object]] | None:
         """The ``workers`` of ``nfqproxy status``; None while it does not answer."""
-        command = (sys.executable, "-m", "nfqproxy", "status", "-o", "json")
-        done = self._node.run(*command, check=False)
-        if done.returncode:
+        try:
+            document = self._node.call(lambda: admin.ask("status"))
+        except NfqproxyError:
             return None
-        workers: list[dict[str, object]] = json.loads(done.stdout)["workers"]
+        workers: list[dict[str, object]] = document["workers"]
         return workers
 
     def _wait_ready(self) -> tuple[int, ...]:

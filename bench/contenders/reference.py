@@ -9,7 +9,8 @@ from typing import ClassVar
 from bench import native
 from bench.contenders.base import Contender, Placement, Serving, StartError
 from bench.process import Service, service
-from bench.world import PORT, VIP, World
+from bench.services import PORT, VIP
+from bench.world import World
 
 _READY_S = 5.0
 _QUEUE = 0

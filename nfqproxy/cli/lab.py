@@ -3,25 +3,29 @@
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 import msgspec
 from rich.console import Console
 
+from nfqproxy.cli import lab_options as options
+from nfqproxy.cli.groups import HelpfulGroup, refuse_options_before
 from nfqproxy.errors import HostError, NfqproxyError
 from nfqproxy.lab import state as states
-from nfqproxy.lab.cluster import Lab
+from nfqproxy.lab.cluster import Cluster
 from nfqproxy.lab.manifest import manifest
 from nfqproxy.lab.result import LabResult
 from nfqproxy.lab.scenario import run_scenario
+from nfqproxy.lab.services import STEPS, run_services
+from nfqproxy.lab.services_view import Narrator, show_run
+from nfqproxy.lab.standing import Lab
+from nfqproxy.lab.two_nodes import TwoNodes
 from nfqproxy.lab.view import Screen, show_commands, show_result
-
-STANDING = "lab"
-"""Name of a standing lab when none is given."""
 
 
 @contextmanager
@@ -46,105 +50,30 @@ def _require_root() -> None:
         )
 
 
-def _parse_weights(
-    _context: click.Context, _parameter: click.Parameter, value: str
-) -> tuple[int, ...]:
-    try:
-        weights = tuple(int(part) for part in value.split(":"))
-    except ValueError:
-        weights = ()
-    if not 2 <= len(weights) <= 9 or min(weights) < 0 or max(weights) > 1000 or sum(weights) == 0:
-        raise click.BadParameter("give 2 to 9 weights from 0 to 1000, not all 0, like 5:3:2")
-    return weights
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _build_options(function: F) -> F:
-    for option in (
-        click.option(
-            "--workers",
-            type=click.IntRange(1, 16),
-            default=1,
-            show_default=True,
-            help="Worker processes of the proxy.",
-        ),
-        click.option(
-            "--reader",
-            type=click.Choice(["netlink", "netfilterqueue"]),
-            default="netlink",
-            show_default=True,
-            help="How workers read their queue.",
-        ),
-        click.option(
-            "--weights",
-            default="5:3:2",
-            show_default=True,
-            callback=_parse_weights,
-            help="One per backend.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def _traffic_options(function: F) -> F:
-    for option in (
-        click.option(
-            "-o",
-            "output",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="Form of the result.",
-        ),
-        click.option(
-            "--seed",
-            type=click.IntRange(min=0),
-            help="Repeat a run's random choices. Default: a new one.",
-        ),
-        click.option(
-            "--queries",
-            type=click.IntRange(1, 20_000),
-            default=3000,
-            show_default=True,
-            help="DNS queries.",
-        ),
-        click.option(
-            "--connections",
-            type=click.IntRange(1, 1_000_000),
-            default=3000,
-            show_default=True,
-            help="TCP connections; a third as many over IPv6.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def _name_option(function: F) -> F:
-    return click.option(
-        "--name", default=STANDING, show_default=True, help="Which lab; several may stand."
-    )(function)
-
-
 def _traffic(lab: Lab, screen: Screen, connections: int, queries: int, seed: int) -> LabResult:
     return run_scenario(lab, screen, connections=connections, queries=queries, seed=seed)
 
 
+def _passing_name() -> str:
+    """A name for a lab that does not outlive its run."""
+    return f"once-{secrets.token_hex(3)}"
+
+
+def _print_json(document: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
+
+
 def _print(result: LabResult, output: str) -> int:
     if output == "json":
-        document = msgspec.to_builtins(result) | {"ok": result.ok}
-        click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
+        _print_json(msgspec.to_builtins(result) | {"ok": result.ok})
     else:
         show_result(result, Console(highlight=False))
     return 0 if result.ok else 1
 
 
-@click.group(invoke_without_command=True)
-@_build_options
-@_traffic_options
+@click.group(cls=HelpfulGroup, invoke_without_command=True)
+@options.build_options
+@options.traffic_options
 @click.option("--keep", is_flag=True, help="Leave it standing, as `lab up` does.")
 @click.option("--show-manifests", is_flag=True, help="Print the lab's manifests and exit.")
 @click.pass_context
@@ -171,15 +100,17 @@ def lab(
     Example: nfqproxy lab
              nfqproxy lab --weights 8:1:1 --connections 10000 -o json
              nfqproxy lab up, then play, then nfqproxy lab down
+             nfqproxy lab run services
     """
     if context.invoked_subcommand is not None:
+        refuse_options_before(context)
         return 0
     if show_manifests:
-        plan = Lab.plan(STANDING, weights=weights, workers=workers, reader=reader)
+        plan = Lab.plan(options.STANDING, weights=weights, workers=workers, reader=reader)
         click.echo(manifest(plan.topology.node, plan.topology.pods, weights), nl=False)
         return 0
     _require_root()
-    name = STANDING if keep else f"once-{secrets.token_hex(3)}"
+    name = options.STANDING if keep else _passing_name()
     number = secrets.randbelow(2**31) if seed is None else seed
     built = Lab.plan(name, weights=weights, workers=workers, reader=reader)
     with _sigterm_interrupts(), Screen(quiet=output == "json") as screen, _removed(built) as kept:
@@ -197,9 +128,9 @@ def lab(
 
 
 @contextmanager
-def _removed(built: Lab) -> Iterator[list[Lab]]:
+def _removed(built: Cluster) -> Iterator[list[Cluster]]:
     """Remove the lab at the end, however it comes, unless it is put into the list."""
-    kept: list[Lab] = []
+    kept: list[Cluster] = []
     try:
         yield kept
     finally:
@@ -209,7 +140,7 @@ def _removed(built: Lab) -> Iterator[list[Lab]]:
 
 def _say_standing(built: Lab) -> None:
     console = Console(highlight=False)
-    suffix = "" if built.state.name == STANDING else f" --name {built.state.name}"
+    suffix = "" if built.state.name == options.STANDING else f" --name {built.state.name}"
     console.print(f"\nThe lab [bold]{built.state.name}[/bold] stands. Things to try:")
     show_commands(built.commands(), console)
     console.print(
@@ -219,11 +150,9 @@ def _say_standing(built: Lab) -> None:
 
 
 @lab.command()
-@_build_options
-@_name_option
-@click.option(
-    "-o", "output", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
+@options.build_options
+@options.name
+@options.output
 def up(weights: tuple[int, ...], reader: str, workers: int, name: str, output: str) -> None:
     """Build a lab and leave it standing; prints commands to play with.
 
@@ -244,19 +173,51 @@ def up(weights: tuple[int, ...], reader: str, workers: int, name: str, output: s
             "manifests": str(built.manifest_file),
             "commands": dict(built.commands()),
         }
-        click.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
+        _print_json(document)
     else:
         _say_standing(built)
 
 
-@lab.command()
-@_traffic_options
-@_name_option
-def run(connections: int, queries: int, seed: int | None, output: str, name: str) -> int:
-    """Send the traffic to a standing lab and show what came of it.
+class _Scenarios(HelpfulGroup):
+    noun = "scenario"
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Scenarios"):
+            listed = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+            formatter.write_dl(
+                [(name, one.get_short_help_str(80)) for name, one in listed if one is not None]
+            )
+
+
+@lab.group(cls=_Scenarios, invoke_without_command=True, subcommand_metavar="[SCENARIO [OPTIONS]]")
+@options.traffic_options
+@options.name
+@click.pass_context
+def run(context: click.Context, /, **arguments: Any) -> int:
+    """Play a scenario; without a name `spread`.
+
+    \b
     Example: nfqproxy lab run --connections 10000
+             nfqproxy lab run services
     """
+    if context.invoked_subcommand is not None:
+        refuse_options_before(context)
+        return 0
+    return _run_spread(**arguments)
+
+
+@run.command()
+@options.traffic_options
+@options.name
+def spread(**arguments: Any) -> int:
+    """Weights, latency and a killed worker, in the standing lab.
+
+    Example: nfqproxy lab run spread --connections 10000
+    """
+    return _run_spread(**arguments)
+
+
+def _run_spread(connections: int, queries: int, seed: int | None, output: str, name: str) -> int:
     _require_root()
     standing = Lab.attach(name)
     number = secrets.randbelow(2**31) if seed is None else seed
@@ -275,8 +236,58 @@ def run(connections: int, queries: int, seed: int | None, output: str, name: str
     return _print(result, output)
 
 
+@run.command(
+    epilog="\b\nSteps:\n" + "\n".join(f"{n:>4}  {step.title}" for n, step in enumerate(STEPS, 1))
+)
+@options.step
+@options.proxy_options
+@options.output
+@click.option("--pause", is_flag=True, help="Wait for Enter after each step, to look around.")
+def services(numbers: tuple[int, ...], reader: str, workers: int, output: str, pause: bool) -> int:
+    """Node ports, policies, affinity, refusals and more, step by step.
+
+    Builds a lab of its own with two nodes and removes it: a standing lab is not touched. Each step says
+    what was sent, who answered, which source address the backend saw, and why. Exit status 1 when
+    an expectation fails.
+
+    \b
+    Example: nfqproxy lab run services
+             nfqproxy lab run services --step 3 --step 6 -o json
+    """
+    if pause and output == "json":
+        raise click.UsageError("--pause waits for a reader of the text; leave out -o json")
+    _require_root()
+    built = TwoNodes.plan(_passing_name(), workers=workers, reader=reader)
+    console = Console(highlight=False, quiet=output == "json")
+    with _sigterm_interrupts(), Screen(quiet=output == "json") as screen, _removed(built):
+        built.build(screen.step)
+        narrator = Narrator(
+            console,
+            # Where the steps themselves are not on the terminal, their names are.
+            announce=(lambda _: None) if sys.stdout.isatty() else screen.step,
+            pause=(lambda: _wait_for_enter(built)) if pause else (lambda: None),
+        )
+        narrator.opening(built)
+        result = run_services(built, narrator, sorted(set(numbers)) or range(1, len(STEPS) + 1))
+        screen.step("removing everything")
+    if output == "json":
+        _print_json(result.document())
+    else:
+        show_run(result, console)
+    return 0 if result.ok else 1
+
+
+def _wait_for_enter(built: TwoNodes) -> None:
+    click.echo(
+        f"\n    look around: ip netns exec {built.node.name} conntrack -L; Enter goes on",
+        err=True,
+        nl=False,
+    )
+    sys.stdin.readline()
+
+
 @lab.command()
-@_name_option
+@options.name
 @click.option("--all", "everything", is_flag=True, help="All standing labs.")
 def down(name: str, everything: bool) -> None:
     """Remove a standing lab, and what a killed run may have left; fine when there is none.

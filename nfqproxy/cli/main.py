@@ -3,7 +3,6 @@
 Exit codes: 0 ok, 1 failed, 2 wrong usage or bad input, 3 the host lacks something, 130 interrupted.
 """
 
-import difflib
 import importlib
 import io
 import logging
@@ -13,6 +12,7 @@ import sys
 import click
 
 from nfqproxy import __version__
+from nfqproxy.cli.groups import HelpfulGroup
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.commands import complete_path
 
@@ -33,10 +33,11 @@ _COMMANDS = {
         "reconcile",
         "Delete stale connection tracking entries.",
     ),
+    "bench": ("nfqproxy.cli.bench", "bench", "Measure it on this machine, beside yardsticks."),
 }
 
 
-class _Group(click.Group):
+class _Group(HelpfulGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -47,17 +48,6 @@ class _Group(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        # click looks for near names among commands that are loaded; here none is.
-        name = args[0]
-        if name in _COMMANDS or name.startswith("-") or ctx.resilient_parsing:
-            return super().resolve_command(ctx, args)
-        near = difflib.get_close_matches(name, _COMMANDS, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(_COMMANDS)}."
-        raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

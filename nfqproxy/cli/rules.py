@@ -10,6 +10,7 @@ import click
 from nfqproxy.api import admin
 from nfqproxy.app import rule_settings
 from nfqproxy.cli.data_path_options import data_path_options
+from nfqproxy.cli.groups import HelpfulGroup
 from nfqproxy.errors import HostError, NfqproxyError
 from nfqproxy.kernel import commands, host_check, node_rules
 from nfqproxy.kernel.processes import uninterrupted
@@ -46,7 +47,7 @@ def _settings(config_file: Path | None, **flags: Any) -> RuleSettings:
     return rule_settings(configuration.from_file_and_flags(config_file, flags))
 
 
-@click.group()
+@click.group(cls=HelpfulGroup)
 def rules() -> None:
     """Print or apply the bootstrap rules: a fixed number, whatever the number of Services.
 

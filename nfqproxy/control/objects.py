@@ -117,6 +117,25 @@ class ServiceCidr(Struct, frozen=True, kw_only=True):
 
 KubernetesObject = Service | EndpointSlice | Node | ServiceCidr
 
+ObjectKey = tuple[type[KubernetesObject], str, str]
+"""Kind, namespace (empty: none) and name."""
+
+
+def object_key(value: KubernetesObject) -> ObjectKey:
+    """What tells an object from every other."""
+    return type(value), getattr(value, "namespace", ""), value.name
+
+
+class ObjectChange(Struct, frozen=True, kw_only=True):
+    """The way from one moment to a later one."""
+
+    upserts: tuple[KubernetesObject, ...] = ()
+    """Objects that are new or differ."""
+    removes: tuple[ObjectKey, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.upserts or self.removes)
+
 
 class Objects(Struct, frozen=True, kw_only=True):
     """All objects of one moment."""

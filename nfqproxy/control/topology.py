@@ -1,5 +1,7 @@
 """The two candidate sets of a service port (SEMANTICS 2.3; kube-proxy's CategorizeEndpoints)."""
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 
 from nfqproxy.model import Endpoint, ServicePort
@@ -13,7 +15,7 @@ class CandidateEndpoints(Struct, frozen=True, kw_only=True):
     local: tuple[Endpoint, ...] = ()
     """L: for policy Local."""
     has_any: bool = False
-    """Whether anything in the cluster could serve at all; without it the answer is a refusal."""
+    """Whether anything in the cluster can be picked at all; without it the answer is a refusal."""
 
 
 def candidate_sets(
@@ -25,17 +27,29 @@ def candidate_sets(
     local = tuple(endpoint for endpoint in ready if endpoint.node == node_name)
     # Terminating endpoints are the fallback, for C and L each by itself.
     draining: tuple[Endpoint, ...] = ()
-    if not ready or not local:
+    if not is_pickable(ready) or not is_pickable(local):
         draining = tuple(
             endpoint for endpoint in endpoints if endpoint.serving and endpoint.terminating
         )
-    if not local and draining:
-        local = tuple(endpoint for endpoint in draining if endpoint.node == node_name)
+    cluster = _by_hints(ready, node_name, zone)
+    cluster = _first_pickable(cluster, draining)
+    local_draining = tuple(endpoint for endpoint in draining if endpoint.node == node_name)
     return CandidateEndpoints(
-        cluster=_by_hints(ready, node_name, zone) if ready else draining,
-        local=local,
-        has_any=bool(ready or draining),
+        cluster=cluster,
+        local=_first_pickable(local, local_draining),
+        has_any=is_pickable(cluster),
     )
+
+
+def is_pickable(endpoints: Iterable[Endpoint]) -> bool:
+    """Whether a connection can be given any of these: a set of weight 0 alone is as good as empty."""
+    return any(endpoint.weight > 0 for endpoint in endpoints)
+
+
+def _first_pickable(
+    first: tuple[Endpoint, ...], second: tuple[Endpoint, ...]
+) -> tuple[Endpoint, ...]:
+    return second if is_pickable(second) and not is_pickable(first) else first or second
 
 
 def _by_hints(
@@ -43,14 +57,14 @@ def _by_hints(
 ) -> tuple[Endpoint, ...]:
     """The ready endpoints hinted to this node, else to this zone, else all.
 
-    One endpoint without hints turns a mode off; a mode that would leave nothing is not used.
+    One endpoint without hints turns a mode off; a mode that would leave nothing to pick is not used.
     """
     if all(endpoint.node_hints for endpoint in ready):
         matching = tuple(endpoint for endpoint in ready if node_name in endpoint.node_hints)
-        if matching:
+        if is_pickable(matching):
             return matching
     if zone and all(endpoint.zone_hints for endpoint in ready):
         matching = tuple(endpoint for endpoint in ready if zone in endpoint.zone_hints)
-        if matching:
+        if is_pickable(matching):
             return matching
     return ready

@@ -15,8 +15,9 @@ interfaces of pods, or not.
 
 ``assemble`` gives CT_NEW messages, ``mark`` the marks of packets; both by the same loop.
 
-A packet for which no entry or mark is made (unknown frontend, nothing to pick, a balancer that raised) is
-accepted all the same, and what stands behind the queue (the kernel's fallback, or kube-proxy) decides.
+A packet for which no entry or mark is made (unknown frontend, nothing to pick, a balancer that raised, a datagram
+that no new flow may begin with) is accepted all the same, and what stands behind the queue (the kernel's
+fallback and refusals, or kube-proxy) decides.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,6 +62,7 @@ _IPV4_PORTS = Struct("!6xHxB2x4s4s2s2s").unpack_from
 # RFC 8200 without extension headers: next header, addresses, then the ports.
 _IPV6_PORTS = Struct("!6xBx16s16s2s2s").unpack_from
 _FRAGMENT_OFFSET = 0x1FFF
+_UDP = Protocol.UDP.value
 
 _SEQUENCE = tuple((index + 1).to_bytes(4, byteorder) for index in range(BATCH_LIMIT))
 
@@ -154,6 +156,10 @@ class Dataplane:
         """Connections to be masqueraded without a route to the backend: left to what stands behind."""
         self.unmarked = 0
         """Connections to a backend that no mark stands for: left to what stands behind."""
+        self.source_range_dropped = 0
+        """SYNs and INITs whose source is in no source range; all else of this sort the kernel counts."""
+        self.no_local_endpoint_dropped = 0
+        """SYNs and INITs of clients that a Local policy leaves no endpoint; the same."""
 
     def __len__(self) -> int:
         return sum(len(table) for table in self._tables.values())
@@ -424,9 +430,18 @@ class Dataplane:
             except (struct_error, IndexError, CodecError):
                 self.unparsed += 1
                 continue
+            # A datagram that may not begin a flow may belong to one that exists, which conntrack tells:
+            # what stands behind the queue looks at new connections only.
+            if frontend.allowed is not None and not frontend.allowed[src]:
+                if protocol != _UDP:
+                    self.source_range_dropped += 1
+                    dropped.append(packet_id)
+                continue
             action = frontend.actions[classes[src]]
-            if action is None or (frontend.allowed is not None and not frontend.allowed[src]):
-                dropped.append(packet_id)
+            if action is None:
+                if protocol != _UDP:
+                    self.no_local_endpoint_dropped += 1
+                    dropped.append(packet_id)
                 continue
             if marks is not None:
                 flow = src + dst + payload[transport : transport + flow_bytes[protocol]]

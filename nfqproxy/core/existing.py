@@ -65,7 +65,9 @@ _SCTP_FINISHED = frozenset(
 def judge(entry: ctnetlink.Entry, *, backend_lives: bool) -> Judgement:
     """Judge the entry found for the original tuple of a new TCP, UDP or SCTP flow.
 
-    ``backend_lives``: the entry's reply source is still a candidate of the frontend.
+    ``backend_lives``: the entry's reply source is still a candidate of the frontend. With a backend that
+    *is* the frontend, such as an ingress of the host network behind the node's address as an external IP,
+    an entry that translates nothing is the right one.
     """
     match entry.original.protocol:
         case Protocol.TCP:
@@ -76,10 +78,8 @@ def judge(entry: ctnetlink.Entry, *, backend_lives: bool) -> Judgement:
                 # Also FIN_WAIT and CLOSE_WAIT: a half-closed connection is in use, and one forged
                 # SYN must not cut it.
                 return Judgement.ALIVE
-            if not entry.is_dnat:
-                return Judgement.POISONED
             if not backend_lives:
-                return Judgement.BACKEND_GONE
+                return Judgement.BACKEND_GONE if entry.is_dnat else Judgement.POISONED
             return Judgement.RETRANSMIT if state in _TCP_UNANSWERED else Judgement.TWIN
         case Protocol.SCTP:
             state = entry.sctp_state or ctnetlink.SCTP_CONNTRACK_NONE
@@ -88,11 +88,11 @@ def judge(entry: ctnetlink.Entry, *, backend_lives: bool) -> Judgement:
                 return Judgement.REUSED
             if state in _SCTP_ALIVE:
                 return Judgement.ALIVE
-            if not entry.is_dnat:
+            if not entry.is_dnat and not backend_lives:
                 return Judgement.POISONED
             if state in _SCTP_OPENING and not backend_lives:
                 return Judgement.BACKEND_GONE
             return Judgement.RETRANSMIT if is_closed else Judgement.TWIN
         case _:
             # Never re-create a translated UDP flow, or it would be spread over backends.
-            return Judgement.TWIN if entry.is_dnat else Judgement.POISONED
+            return Judgement.TWIN if entry.is_dnat or backend_lives else Judgement.POISONED

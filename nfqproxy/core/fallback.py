@@ -270,11 +270,15 @@ class KernelState:
         self._networks: dict[str, tuple[str, ...]] = dict.fromkeys(NETWORK_SETS, ())
 
     def advance(
-        self, plans: Mapping[FrontendKey, FrontendPlan], node: NodeContext
+        self,
+        plans: Mapping[FrontendKey, FrontendPlan],
+        node: NodeContext,
+        among: Iterable[FrontendKey] | None = None,
     ) -> FamilyChanges:
         """Return how the kernel gets from the last state to that of ``plans``.
 
-        Plans of the other family are ignored.
+        Plans of the other family are ignored. ``among``: the only keys whose plans can have altered
+        since the last call; the others are not even looked at.
         """
         members_added: list[str] = []
         members_removed: list[str] = []
@@ -284,11 +288,14 @@ class KernelState:
         removed: list[Place] = []
         touched: Counter[Place] = Counter()
 
-        gone = [key for key in self._plans if key not in plans]
+        if among is None:
+            among = {**self._plans, **plans}
+        own = [key for key in among if key.family is self.family]
+        gone = [key for key in own if key in self._plans and key not in plans]
         fresh = [
             (key, plan)
-            for key, plan in plans.items()
-            if key.family is self.family and self._plans.get(key) != plan
+            for key in own
+            if (plan := plans.get(key)) is not None and self._plans.get(key) != plan
         ]
         for key in gone:
             del self._plans[key]

@@ -3,7 +3,8 @@
 A Service of type LoadBalancer with externalTrafficPolicy Local has a healthCheckNodePort, on which its
 load balancer asks every node whether it has local endpoints. Counted are the distinct addresses of
 *ready* endpoints on this node, over all ports of the Service in one family. Terminating endpoints do not
-count though they still receive traffic: so the load balancer drains the node while they last.
+count though they still receive traffic: so the load balancer drains the node while they last. Endpoints of
+weight 0 do not count either: nobody is sent to them, and a node with no others drops what comes.
 """
 
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ class HealthPort(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     """Where to listen."""
     local_endpoints: int
-    """Ready local endpoint addresses."""
+    """Addresses of ready local endpoints that may be picked."""
 
 
 def health_ports(ports: Iterable[ServicePort], node: NodeContext) -> tuple[HealthPort, ...]:
@@ -42,7 +43,7 @@ def health_ports(ports: Iterable[ServicePort], node: NodeContext) -> tuple[Healt
         ready.update(
             endpoint.address
             for endpoint in port.endpoints
-            if endpoint.ready and endpoint.node == node.node_name
+            if endpoint.ready and endpoint.weight > 0 and endpoint.node == node.node_name
         )
     return tuple(
         HealthPort(

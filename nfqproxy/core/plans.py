@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
 from nfqproxy.control.node import NodeSettings
-from nfqproxy.control.topology import CandidateEndpoints, candidate_sets
+from nfqproxy.control.topology import CandidateEndpoints, candidate_sets, is_pickable
 from nfqproxy.model import (
     Action,
     Backend,
@@ -46,11 +46,14 @@ def plans_for_node(
     return {key: plan for key, plan in plans.items() if is_served(plan)}
 
 
+def is_steered(port: ServicePort, settings: NodeSettings) -> bool:
+    """Whether the service port is this proxy's business: beside kube-proxy only the marked ones."""
+    return port.steered or settings.steer_all or not settings.is_overlay
+
+
 def steered_ports(ports: Iterable[ServicePort], settings: NodeSettings) -> tuple[ServicePort, ...]:
-    """The service ports that are this proxy's business: beside kube-proxy only the steered ones."""
-    return tuple(
-        port for port in ports if port.steered or settings.steer_all or not settings.is_overlay
-    )
+    """The service ports that are this proxy's business."""
+    return tuple(port for port in ports if is_steered(port, settings))
 
 
 class Planner:
@@ -78,6 +81,12 @@ class Planner:
                 for plan in self._plans_of_kind(port, kind):
                     plans.setdefault(plan.key, plan)
         return plans
+
+    def plans_of(self, port: ServicePort) -> Iterable[tuple[int, FrontendPlan]]:
+        """The plans of one port alone, each with the rank of its kind in the match order (2.5)."""
+        for rank, kind in enumerate(FrontendKind):
+            for plan in self._plans_of_kind(port, kind):
+                yield rank, plan
 
     def _addresses(self, port: ServicePort, kind: FrontendKind) -> tuple[str, ...]:
         match kind:
@@ -185,20 +194,14 @@ class Planner:
 
 
 class _Pickable:
-    """What a connection may come to, by the candidate sets of a service port.
-
-    A set in which every weight is 0 is drained: nothing can be picked from it, so it counts as empty.
-    """
+    """What a connection may come to, by the candidate sets of a service port."""
 
     def __init__(self, found: CandidateEndpoints) -> None:
-        self._has_cluster = any(endpoint.weight > 0 for endpoint in found.cluster)
-        self._has_local = any(endpoint.weight > 0 for endpoint in found.local)
-        self.has_any = self._has_cluster or self._has_local
+        self._has_local = is_pickable(found.local)
+        self.has_any = found.has_any
 
     def cluster(self, masquerade: bool) -> Action:
         """Draw from C."""
-        if not self._has_cluster:
-            return _REJECT
         return Action(verdict=Verdict.BACKEND, candidates=_CLUSTER_SET, masquerade=masquerade)
 
     def local(self, masquerade: bool) -> Action:

@@ -13,6 +13,7 @@ from typing import Protocol
 from nfqproxy.model import ClientClass, PodDetector
 
 _LOOPBACK_V4 = 127
+_LOOPBACK_V6 = bytes(15) + b"\1"
 _MAX_REMEMBERED = 65536
 
 
@@ -68,7 +69,8 @@ class SourceClassifier(dict[bytes, ClientClass]):
         for size, network, host_bits in self._prefixes:
             if size == length and value >> host_bits == network:
                 return ClientClass.POD
-        if address in self._local or (len(address) == 4 and address[0] == _LOOPBACK_V4):
+        is_loopback = address[0] == _LOOPBACK_V4 if length == 4 else address == _LOOPBACK_V6
+        if is_loopback or address in self._local:
             return ClientClass.NODE
         return ClientClass.EXTERNAL
 

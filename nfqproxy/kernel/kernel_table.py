@@ -98,15 +98,22 @@ class KernelTable:
         self._settings = settings
         self._state: dict[Family, KernelState] | None = None
 
-    def sync(self, plans: Mapping[FrontendKey, FrontendPlan], node: NodeContext) -> SyncResult:
+    def sync(
+        self,
+        plans: Mapping[FrontendKey, FrontendPlan],
+        node: NodeContext,
+        among: Iterable[FrontendKey] | None = None,
+    ) -> SyncResult:
         """Make the kernel's sets and maps follow ``plans``; return what changed.
 
+        ``among``: the only keys whose plans can have altered since the last call that succeeded.
         Raises KernelError or HostError with what the tool said; the next call then starts over.
         """
         full = self._state is None
+        among = None if full else among
         state = self._state or {family: KernelState(family) for family in self._settings.families}
         self._state = None
-        changes = {family: known.advance(plans, node) for family, known in state.items()}
+        changes = {family: known.advance(plans, node, among) for family, known in state.items()}
         self._send(changes, full=full)
         self._state = state
         every = changes.values()

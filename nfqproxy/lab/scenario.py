@@ -9,7 +9,6 @@ those of a chain that an installed entry passes by (Lab._compare_rules).
 import os
 import platform
 import re
-import signal
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -17,7 +16,6 @@ from typing import Protocol
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.counters import rule_counters
 from nfqproxy.lab.chi_square import chi_square
-from nfqproxy.lab.cluster import DNS, PLAIN, WEB, WEB6, Lab
 from nfqproxy.lab.jobs import (
     DnsJob,
     HeldJob,
@@ -38,6 +36,7 @@ from nfqproxy.lab.result import (
     SpreadResult,
     checks,
 )
+from nfqproxy.lab.standing import DNS, PLAIN, WEB, WEB6, Lab
 from nfqproxy.model import Family
 from nfqproxy.model import Protocol as ProtocolNumber
 
@@ -49,7 +48,6 @@ KILL_DNS_RATE = 200.0
 KILL_LOAD_S = 4.0
 KILL_AFTER_S = 1.0
 HELD_CONNECTIONS = 8
-_RECOVERY_S = 15.0
 _KILL_TIMEOUT_S = 10.0
 """More than two SYN retransmits (1 s, 3 s): a lost packet shows as a slow connect, not as failed."""
 
@@ -256,7 +254,7 @@ def _kill(lab: Lab, watcher: Watcher, seed: int) -> KillResult:
 
     tcp_report = tcp.wait(on_progress)
     dns_report, held_report = dns.wait(), held.wait()
-    recovered = killer.has_recovered()
+    recovered = bool(killer.killed) and lab.has_new_workers(killer.killed)
     return KillResult(
         killed=killer.killed,
         after_s=killer.after_s,
@@ -302,23 +300,8 @@ class _Killer:
             self.fallback_s = round(now - self._killed_at, 2)
 
     def _kill(self, after_s: float) -> None:
-        pids = tuple(int(worker["pid"]) for worker in self._lab.status()["workers"])
         self._undecided = _undecided(self._lab, "tcp")
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        self.killed = self._lab.kill_workers()
         self._killed_at = time.monotonic()
         self.after_s = round(after_s, 2)
-        self.killed = pids
-        self._watcher.note(f"SIGKILL to worker {', '.join(map(str, pids))} in mid-traffic")
-
-    def has_recovered(self) -> bool:
-        """Whether other workers decide; waits for them for a while (a slow machine)."""
-        deadline = time.monotonic() + _RECOVERY_S
-        while self.killed:
-            workers = self._lab.status()["workers"]
-            if all(worker["ready"] and worker["pid"] not in self.killed for worker in workers):
-                return True
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.05)
-        return False
+        self._watcher.note(f"SIGKILL to worker {', '.join(map(str, self.killed))} in mid-traffic")

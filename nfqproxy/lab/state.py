@@ -31,6 +31,7 @@ class LabState(Struct, frozen=True, kw_only=True):
     """Of its namespaces."""
     clients: int
     pods: int
+    """Of the first node, where the proxy runs."""
     weights: tuple[int, ...]
     workers: int
     reader: str
@@ -40,6 +41,8 @@ class LabState(Struct, frozen=True, kw_only=True):
     """Servers and the proxy, each the leader of its session."""
     next_port: int = FIRST_UDP_PORT
     """First UDP source port that no run has used yet."""
+    far_pods: int = 0
+    """Of a second node without a proxy; 0: there is none."""
 
     @property
     def folder(self) -> Path:
@@ -53,7 +56,8 @@ class LabState(Struct, frozen=True, kw_only=True):
 
     def topology(self) -> Topology:
         """Its network, to be used without being built."""
-        return Topology(TopologySpec(clients=self.clients, pods=(self.pods,)), self.prefix)
+        pods = (self.pods, self.far_pods) if self.far_pods else (self.pods,)
+        return Topology(TopologySpec(clients=self.clients, pods=pods), self.prefix)
 
 
 def claim(state: LabState) -> None:

@@ -28,7 +28,16 @@ from nfqproxy.errors import InputError
 from nfqproxy.kernel.netns import Namespace, NamespaceGroup, Veth
 from nfqproxy.lab import addresses as plan
 
-__all__ = ["Client", "Node", "Pod", "Topology", "TopologySpec", "build_topology", "topology"]
+__all__ = [
+    "Client",
+    "Node",
+    "Pod",
+    "Topology",
+    "TopologySpec",
+    "build_topology",
+    "set_up_pod",
+    "topology",
+]
 
 UPLINK_DEVICE = "eth0"
 
@@ -211,7 +220,7 @@ class Topology:
         for client in self.clients:
             self._set_up_client(client)
         for pod in self.pods:
-            _set_up_pod(pod)
+            set_up_pod(pod)
 
     def _set_up_router(self, ports: list[str]) -> None:
         self.router.ip(
@@ -275,7 +284,8 @@ class Topology:
         self.group.close()
 
 
-def _set_up_pod(pod: Pod) -> None:
+def set_up_pod(pod: Pod) -> None:
+    """Give the pod's end of its veth its addresses, and the routes to its node."""
     pod.namespace.ip(
         "link set lo up",
         f"link set {UPLINK_DEVICE} up",

@@ -22,7 +22,7 @@ from rich.text import Text
 from nfqproxy.lab.jobs import Progress, TargetReport
 from nfqproxy.lab.result import LabResult
 
-__all__ = ["Screen", "show_commands", "show_result"]
+__all__ = ["Screen", "new_table", "show_commands", "show_result", "verdict_word"]
 
 
 class Screen:
@@ -117,14 +117,19 @@ def verdict(result: LabResult) -> str:
     flows = sum(spread.flows for spread in result.spreads)
     queued = sum(spread.queued for spread in result.spreads)
     lost = result.kill.tcp.failed + result.kill.dns.failed + result.kill.held.failed
-    word = "[bold green]PASS[/bold green]" if result.ok else "[bold red]FAIL[/bold red]"
     return (
-        f"{word}  {flows:,} connections spread {':'.join(map(str, result.weights))};"
+        f"{verdict_word(result.ok)}  {flows:,} connections spread {':'.join(map(str, result.weights))};"
         f" {queued / flows:.3f} packets queued each; kill lost {lost}"
     )
 
 
-def _table(title: str) -> Table:
+def verdict_word(ok: bool) -> str:
+    """PASS or FAIL, with rich's markup."""
+    return "[bold green]PASS[/bold green]" if ok else "[bold red]FAIL[/bold red]"
+
+
+def new_table(title: str) -> Table:
+    """A table in the lab's manner."""
     # Narrow gaps and no frame: everything fits a terminal of 80 columns.
     return Table(
         title=f"[bold]{title}[/bold]",
@@ -138,7 +143,7 @@ def _table(title: str) -> Table:
 
 
 def _spread_table(result: LabResult) -> Table:
-    table = _table("Where new connections went")
+    table = new_table("Where new connections went")
     table.add_column("frontend", no_wrap=True)
     table.add_column("new", justify="right")
     for part in result.spreads[0].backends:
@@ -159,7 +164,7 @@ def _spread_table(result: LabResult) -> Table:
 
 
 def _latency_table(result: LabResult) -> Table:
-    table = _table("What connect() takes, three paths in turn, microseconds")
+    table = new_table("What connect() takes, three paths in turn, microseconds")
     table.add_column("path", min_width=12)
     table.add_column("to", min_width=18)
     for title in ("p50", "p90", "p99"):
@@ -180,7 +185,7 @@ def _latency_table(result: LabResult) -> Table:
 
 def _kill_table(result: LabResult) -> Table:
     kill = result.kill
-    table = _table(
+    table = new_table(
         f"Worker killed after {kill.after_s:.1f} s of load; the kernel's fallback served for"
         f" {kill.fallback_s:.2f} s"
     )

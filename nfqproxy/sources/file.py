@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,9 +16,12 @@ from nfqproxy.control.objects import (
     EndpointSlice,
     KubernetesObject,
     Node,
+    ObjectChange,
+    ObjectKey,
     Objects,
     Service,
     ServiceCidr,
+    object_key,
 )
 from nfqproxy.errors import ManifestError
 from nfqproxy.sources import paths as on_disk
@@ -36,32 +39,43 @@ place leave it empty or cut off for a moment."""
 
 def load(paths: Sequence[Path]) -> Objects:
     """All objects of these files and directories; raises ManifestError."""
-    return Loader(paths).load()
+    loader = Loader(paths)
+    loader.load()
+    return loader.objects
 
 
 _FileObjects: TypeAlias = tuple[bytes, tuple[KubernetesObject, ...]]
 
 
 class Loader:
-    """Reads the paths; the next time only the files whose bytes have altered are decoded."""
+    """Reads the paths; after the first time only what has altered is decoded, and told.
+
+    A fault anywhere leaves the last good state in force.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
         # File -> digest of its bytes, and the objects in it.
         self._known: dict[Path, _FileObjects] = {}
+        self._found: dict[ObjectKey, KubernetesObject] = {}
 
-    def load(self) -> Objects:
-        """All objects, sorted by kind and name; raises ManifestError."""
+    @property
+    def objects(self) -> Objects:
+        """The last good state, sorted by kind and name."""
+        values = [self._found[key] for key in sorted(self._found, key=_order)]
+        return Objects(
+            services=tuple(value for value in values if isinstance(value, Service)),
+            endpoint_slices=tuple(value for value in values if isinstance(value, EndpointSlice)),
+            nodes=tuple(value for value in values if isinstance(value, Node)),
+            service_cidrs=tuple(value for value in values if isinstance(value, ServiceCidr)),
+        )
+
+    def load(self) -> ObjectChange:
+        """Look at all files; raises ManifestError."""
         known: dict[Path, _FileObjects] = {}
-        found: dict[str, KubernetesObject] = {}
+        found: dict[ObjectKey, KubernetesObject] = {}
         for file in on_disk.files(self._paths):
-            data = on_disk.read(file)
-            digest = hashlib.blake2b(data, digest_size=16).digest()
-            before = self._known.get(file)
-            if before is not None and before[0] == digest:
-                known[file] = before
-            else:
-                known[file] = (digest, tuple(_objects(file, data)))
+            known[file] = self._read(file)
             for item in known[file][1]:
                 _add(found, item)
         if not found:
@@ -69,14 +83,50 @@ class Loader:
                 f"no {', '.join(KINDS)} in it; give manifests of Services and EndpointSlices",
                 file=", ".join(map(str, self._paths)),
             )
-        self._known = known
-        values = [found[name] for name in sorted(found)]
-        return Objects(
-            services=tuple(value for value in values if isinstance(value, Service)),
-            endpoint_slices=tuple(value for value in values if isinstance(value, EndpointSlice)),
-            nodes=tuple(value for value in values if isinstance(value, Node)),
-            service_cidrs=tuple(value for value in values if isinstance(value, ServiceCidr)),
+        change = ObjectChange(
+            upserts=tuple(item for key, item in found.items() if self._found.get(key) != item),
+            removes=tuple(key for key in self._found if key not in found),
         )
+        self._known, self._found = known, found
+        return change
+
+    def load_altered(self, files: Collection[Path]) -> ObjectChange:
+        """Look at these files alone, which :meth:`load` has read before; raises ManifestError."""
+        if any(file not in self._known for file in files):
+            return self.load()
+        read = {file: self._read(file) for file in files}
+        before = {object_key(item): item for file in files for item in self._known[file][1]}
+        after: dict[ObjectKey, KubernetesObject] = {}
+        for _, items in read.values():
+            for item in items:
+                _add(after, item)
+        for key, item in after.items():
+            if key not in before and key in self._found:
+                _add(self._found, item)  # raises: another file has it
+        if not after and len(before) == len(self._found):
+            return self.load()  # raises: nothing is left
+        self._known.update(read)
+        removes = tuple(key for key in before if key not in after)
+        for key in removes:
+            del self._found[key]
+        self._found.update(after)
+        return ObjectChange(
+            upserts=tuple(item for key, item in after.items() if before.get(key) != item),
+            removes=removes,
+        )
+
+    def _read(self, file: Path) -> _FileObjects:
+        data = on_disk.read(file)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        before = self._known.get(file)
+        if before is not None and before[0] == digest:
+            return before
+        return digest, tuple(_objects(file, data))
+
+
+def _order(key: ObjectKey) -> tuple[str, str, str]:
+    kind, namespace, name = key
+    return kind.__name__, namespace, name
 
 
 class FileSource:
@@ -92,61 +142,69 @@ class FileSource:
         self._loader = Loader(paths)
         self._status: on_disk.Status | None = None
         self._lock = asyncio.Lock()
-        self.objects = Objects()
-        """The last good state."""
         self.last_error: str | None = None
         """What is wrong with the files as they are now; None: nothing."""
+
+    @property
+    def objects(self) -> Objects:
+        """The last good state; made anew at every look."""
+        return self._loader.objects
 
     def load(self) -> Objects:
         """Read the paths now, for the start of the program; raises ManifestError."""
         self._status = on_disk.status(self._paths)
-        self.objects = self._loader.load()
+        self._loader.load()
         self.last_error = None
         return self.objects
 
-    async def reload(self) -> Objects | None:
-        """Read the paths again; the objects if they differ from the last good ones, else None."""
+    async def reload(self, files: Collection[Path] | None = None) -> ObjectChange:
+        """Read the paths again, or of them these files alone; what differs from the last good state.
+
+        Nothing, if a file is bad.
+        """
         async with self._lock:
             try:
-                objects = await self._read_patiently()
+                # While something is wrong, what mends it may be in any file.
+                change = await self._read_patiently(None if self.last_error else files)
             except ManifestError as error:
                 if self.last_error != str(error):
                     self.last_error = str(error)
                     logger.error("%s; the last good state stays in force", error)
-                return None
+                return ObjectChange()
             if self.last_error is not None:
                 self.last_error = None
                 logger.info("%s: good again", ", ".join(map(str, self._paths)))
-            if objects == self.objects:
-                return None
-            self.objects = objects
-            return objects
+            return change
 
-    async def changes(self, stop: asyncio.Event) -> AsyncGenerator[Objects, None]:
-        """The objects after every change that alters them, until ``stop`` is set."""
+    async def changes(self, stop: asyncio.Event) -> AsyncGenerator[ObjectChange, None]:
+        """Every change that alters the objects, until ``stop`` is set."""
         watcher = watch(self._paths, stop, since=self._status)
         async with contextlib.aclosing(watcher) as bursts:
-            async for _ in bursts:
-                objects = await self.reload()
-                if objects is not None:
-                    yield objects
+            async for files in bursts:
+                change = await self.reload(files)
+                if change:
+                    yield change
 
-    async def _read_patiently(self) -> Objects:
+    async def _read_patiently(self, files: Collection[Path] | None) -> ObjectChange:
         # In a thread: a large YAML file takes long enough to be felt by the event loop.
         try:
-            return await asyncio.to_thread(self._loader.load)
+            if files is None:
+                return await asyncio.to_thread(self._loader.load)
+            return await asyncio.to_thread(self._loader.load_altered, files)
         except ManifestError:
+            # The rest of the change may have come meanwhile, in other files too.
             await asyncio.sleep(RETRY_S)
             return await asyncio.to_thread(self._loader.load)
 
 
-def _add(found: dict[str, KubernetesObject], item: KubernetesObject) -> None:
-    name = object_name(item)
-    twin = found.setdefault(name, item)
+def _add(found: dict[ObjectKey, KubernetesObject], item: KubernetesObject) -> None:
+    twin = found.setdefault(object_key(item), item)
     if twin is not item:
         where = "twice in this file" if twin.origin == item.origin else f"in {twin.origin} too"
         raise ManifestError(
-            f"is given {where}; remove one of the two", file=item.origin, object_name=name
+            f"is given {where}; remove one of the two",
+            file=item.origin,
+            object_name=object_name(item),
         )
 
 

@@ -13,8 +13,11 @@ from nfqproxy.errors import ManifestError
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
-Status: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
-"""Per file: name, device, inode, time of change in ns, size in bytes; zeros if it is not there."""
+FileStatus: TypeAlias = tuple[int, int, int, int]
+"""Device, inode, time of change in ns, size in bytes; zeros if it is not there."""
+
+Status: TypeAlias = dict[str, FileStatus]
+"""By the file's name."""
 
 
 def files(paths: Sequence[Path]) -> list[Path]:
@@ -58,16 +61,17 @@ def unreadable(path: Path, error: OSError, kind: str = "manifest") -> ManifestEr
 
 def status(paths: Sequence[Path]) -> Status:
     """A value that differs when a file was replaced, written, made or removed."""
-    found: list[tuple[str, int, int, int, int]] = []
-    for name in _candidates(paths):
-        try:
-            at = os.stat(name)  # noqa: PTH116 - strings: this runs for thousands of files
-        except OSError:
-            found.append((name, 0, 0, 0, 0))
-            continue
-        # The time of status change, not of modification: a copy may preserve the latter.
-        found.append((name, at.st_dev, at.st_ino, at.st_ctime_ns, at.st_size))
-    return tuple(found)
+    return {name: file_status(name) for name in _candidates(paths)}
+
+
+def file_status(name: str) -> FileStatus:
+    """The part of one file."""
+    try:
+        at = os.stat(name)  # noqa: PTH116 - strings: this runs for thousands of files
+    except OSError:
+        return 0, 0, 0, 0
+    # The time of status change, not of modification: a copy may preserve the latter.
+    return at.st_dev, at.st_ino, at.st_ctime_ns, at.st_size
 
 
 def directories(paths: Sequence[Path]) -> dict[str, tuple[int, int]]:

@@ -37,7 +37,7 @@ def service(document: dict[str, object], context: fields.Context) -> Service:
         type=kind,
         cluster_ips=cluster_ips,
         ports=_service_ports(spec.ports or []),
-        external_ips=fields.addresses("spec.externalIPs", spec.external_ips),
+        external_ips=_external_ips(spec),
         load_balancer_ips=_ingress_ips(manifest.status),
         load_balancer_source_ranges=_source_ranges(spec, f"{namespace}/{name}", context),
         internal_policy=fields.policy("spec.internalTrafficPolicy", spec.internal_traffic_policy),
@@ -97,6 +97,13 @@ def _service_ports(ports: list[PortOfService]) -> tuple[ServicePortSpec, ...]:
         numbers.add((spec.port, spec.protocol))
         decoded.append(spec)
     return tuple(decoded)
+
+
+def _external_ips(spec: ServiceSpec) -> tuple[str, ...]:
+    found = fields.addresses("spec.externalIPs", spec.external_ips)
+    for address in found:
+        fields.check_ordinary("spec.externalIPs", address)
+    return found
 
 
 def _ingress_ips(status: ServiceStatus | None) -> tuple[str, ...]:

@@ -9,8 +9,11 @@ watch stood) shows in a comparison of file status every :data:`RECHECK_S` second
 import asyncio
 import contextlib
 import logging
+import os
+import stat
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import watchfiles
 
@@ -18,9 +21,11 @@ from nfqproxy.sources import paths as on_disk
 
 logger = logging.getLogger(__name__)
 
+_Burst: TypeAlias = set[tuple[watchfiles.Change, str]]
+
 RECHECK_S = 1.0
 """How often file status is compared beside inotify, seconds; as much again per 1,000 files."""
-SETTLE_MS = 20
+SETTLE_MS = 5
 """A burst of changes ends after this long without one, milliseconds."""
 BURST_MS = 400
 """A burst that does not end is told after this long, milliseconds."""
@@ -28,21 +33,18 @@ BURST_MS = 400
 
 async def watch(
     paths: Sequence[Path], stop: asyncio.Event, *, since: on_disk.Status | None = None
-) -> AsyncGenerator[None, None]:
-    """One None after each burst of changes to the paths, until ``stop`` is set.
+) -> AsyncGenerator[frozenset[Path] | None, None]:
+    """After each burst of changes the manifest files it was about, until ``stop`` is set.
 
-    ``since`` is the status before the last reading (default: now), so that a change between that
-    reading and the first wait is told too. The paths need not exist.
+    None: any of the paths' files may have changed, come or gone. ``since`` is the status before the last
+    reading (default: now), so that a change between that reading and the first wait is told too. The
+    paths need not exist.
     """
     seen = on_disk.status(paths) if since is None else since
     is_told = False
     while not stop.is_set():
-        # The consumer may have taken its time: look until there is nothing new, then watch. What
-        # changes in the moment between shows at the first time-out.
-        while (now := await asyncio.to_thread(on_disk.status, paths)) != seen:
-            seen = now
-            yield None
         directories = on_disk.directories(paths)
+        known = _by_absolute_name(seen)
         watcher = watchfiles.awatch(
             *directories,
             watch_filter=None,
@@ -55,16 +57,27 @@ async def watch(
             recursive=False,
         )
         try:
-            async with contextlib.aclosing(watcher) as bursts:
+            async with contextlib.aclosing(_from_now(watcher)) as bursts:
                 async for burst in bursts:
-                    if on_disk.directories(paths) != directories:
+                    if burst and on_disk.directories(paths) != directories:
                         break
-                    now = await asyncio.to_thread(on_disk.status, paths)
-                    names = {name for name, *_ in now}
-                    # A write that leaves time and size as they were is told by inotify alone.
-                    if now != seen or any(name in names for _, name in burst):
-                        seen = now
-                        yield None
+                    names = {name for _, name in burst}
+                    altered = _altered(names, known) if burst else None
+                    if altered is None:
+                        now = await asyncio.to_thread(on_disk.status, paths)
+                        # A write that leaves time and size as they were is told by inotify alone.
+                        altered = [
+                            name for name in now if now[name] != seen.get(name) or name in names
+                        ]
+                        is_same_files = now.keys() == seen.keys()
+                        seen, known = now, _by_absolute_name(now)
+                        if not is_same_files:
+                            yield None
+                            continue
+                    else:
+                        seen |= {name: on_disk.file_status(name) for name in altered}
+                    if altered:
+                        yield frozenset(map(Path, altered))
         except FileNotFoundError:
             # A directory went between listing and watching: list again.
             await asyncio.sleep(0.05)
@@ -80,6 +93,59 @@ async def watch(
                     RECHECK_S,
                 )
             await _pause(stop, RECHECK_S)
+            now = await asyncio.to_thread(on_disk.status, paths)
+            if now != seen:
+                seen = now
+                yield None
+
+
+async def _from_now(watcher: AsyncGenerator[_Burst, None]) -> AsyncGenerator[_Burst, None]:
+    """An empty burst as soon as the watch stands, then its bursts.
+
+    So that what changed before can be looked for without missing what changes meanwhile.
+    """
+    async with contextlib.aclosing(watcher):
+        first = asyncio.ensure_future(anext(watcher, None))
+        try:
+            # awatch sets its watches up before it first waits, which it does within this one step.
+            await asyncio.sleep(0)
+            if not first.done():
+                yield set()
+            burst = await first
+        finally:
+            if not first.done():
+                first.cancel()
+                await asyncio.gather(first, return_exceptions=True)
+        while burst is not None:
+            yield burst
+            burst = await anext(watcher, None)
+
+
+def _by_absolute_name(seen: on_disk.Status) -> dict[str, str]:
+    return {os.path.abspath(name): name for name in seen}  # noqa: PTH100 - thousands of strings
+
+
+def _altered(names: set[str], known: dict[str, str]) -> list[str] | None:
+    """The manifests among the names of a burst; None when that may not be all there is to it.
+
+    A temporary file that an editor renamed away, or an ordinary file that is no manifest, means nothing;
+    a new manifest, one that went, a link or a directory may mean anything.
+    """
+    altered: list[str] = []
+    for name in names:
+        try:
+            mode = os.lstat(name).st_mode
+        except OSError:
+            if name in known:
+                return None
+            continue
+        if not stat.S_ISREG(mode):
+            return None
+        if name in known:
+            altered.append(known[name])
+        elif name.endswith(on_disk.SUFFIXES):
+            return None
+    return altered
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

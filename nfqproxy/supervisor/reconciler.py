@@ -12,6 +12,7 @@ a new one was on its way). Without such service ports nothing is listed.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import time
@@ -102,10 +103,11 @@ class Reconciler:
     async def run(self) -> None:
         """Sweep when it is due, until cancelled. A sweep that fails is logged and made again later."""
         while True:
-            try:
-                await asyncio.wait_for(self._wanted.wait(), PERIOD_S)
-            except TimeoutError:
-                pass
+            # Not wait_for: that of Python 3.11 forgets a cancellation that comes with the event, and
+            # whoever then awaits the end of this waits for ever (cpython issue 86296).
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PERIOD_S):
+                    await self._wanted.wait()
             pause = MIN_GAP_S
             try:
                 report = await self.reconcile(dry_run=False)

@@ -7,7 +7,7 @@ sends packets to the queue; a removed one leaves that set first. Changes that al
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from nfqproxy.api import channel
@@ -28,8 +28,16 @@ class KernelState(Protocol):
         """Put the rules back if they are gone, and let the next ``sync`` replace everything."""
         ...
 
-    def sync(self, plans: Mapping[FrontendKey, FrontendPlan], node: NodeContext) -> object:
-        """Make sets and maps follow ``plans`` and ``node`` by difference."""
+    def sync(
+        self,
+        plans: Mapping[FrontendKey, FrontendPlan],
+        node: NodeContext,
+        altered: Collection[FrontendKey] | None,
+    ) -> object:
+        """Make sets and maps follow ``plans`` and ``node`` by difference.
+
+        ``altered``: the only keys whose plans can have altered since the last call; None: any.
+        """
         ...
 
 
@@ -65,7 +73,7 @@ class Supervisor:
         self._are_marks_given = False
         # What workers may use: the kernel knows it.
         self._known_marks: dict[FrontendKey, FrontendMarks] = {}
-        self._plans: dict[FrontendKey, FrontendPlan] = {}
+        self._plans: Mapping[FrontendKey, FrontendPlan] = {}
         self._node = NodeContext(node_name="")
         self._kernel_follows = False
         self._lock = asyncio.Lock()
@@ -102,9 +110,10 @@ class Supervisor:
 
     async def publish(
         self,
-        plans: dict[FrontendKey, FrontendPlan],
+        plans: Mapping[FrontendKey, FrontendPlan],
         node: NodeContext,
         *,
+        altered: Collection[FrontendKey] | None = None,
         anew: bool = False,
     ) -> bool:
         """Make workers and kernel follow ``plans`` and ``node``; False when nothing differs.
@@ -112,8 +121,9 @@ class Supervisor:
         A change of the node alone, such as another podCIDR, is one: what tells pods from other clients
         goes to the workers, and the kernel has it and the service networks in sets.
 
-        ``anew``: whatever the kernel holds, put everything there again. After an error the kernel may
-        hold a part of the change; the next call replaces all of it.
+        ``plans`` must not change any more. ``altered``: the only keys whose plans can differ from those
+        of the last call that succeeded. ``anew``: whatever the kernel holds, put everything there again.
+        After an error the kernel may hold a part of the change; the next call replaces all of it.
         """
         async with self._lock:
             if anew:
@@ -121,8 +131,15 @@ class Supervisor:
                 self._are_marks_given = False
                 await asyncio.to_thread(self._kernel.restore)
             old = self._plans
-            upserts = tuple(plan for key, plan in plans.items() if old.get(key) != plan)
-            removes = tuple(key for key in old if key not in plans)
+            if not self._kernel_follows:
+                altered = None
+            keys = {**old, **plans} if altered is None else altered
+            upserts = tuple(
+                plan
+                for key in keys
+                if (plan := plans.get(key)) is not None and old.get(key) != plan
+            )
+            removes = tuple(key for key in keys if key in old and key not in plans)
             is_other_node = node != self._node
             if self._kernel_follows and not upserts and not removes and not is_other_node:
                 return False
@@ -133,7 +150,7 @@ class Supervisor:
             self._node = node
             if upserts or marks or is_other_node:
                 await self._tell_workers(upserts=upserts, marks=marks)
-            await asyncio.to_thread(self._kernel.sync, plans, node)
+            await asyncio.to_thread(self._kernel.sync, plans, node, altered)
             self._kernel_follows = True
             self._plans = plans
             if removes:
@@ -198,7 +215,7 @@ class Supervisor:
     async def start_workers(
         self,
         configures: Sequence[channel.Configure],
-        plans: dict[FrontendKey, FrontendPlan],
+        plans: Mapping[FrontendKey, FrontendPlan],
         node: NodeContext,
     ) -> None:
         """Start one worker per Configure and wait until all of them decide by ``plans`` on ``node``.

@@ -168,12 +168,11 @@ class WorkerProcess:
         number = self._ping()
         async with self._answered:
             try:
-                await asyncio.wait_for(
-                    self._answered.wait_for(
+                # asyncio.timeout throughout: wait_for of Python 3.11 may forget a cancellation.
+                async with asyncio.timeout(timeout_s):
+                    await self._answered.wait_for(
                         lambda: self.stats is not None and self.stats.ping >= number
-                    ),
-                    timeout_s,
-                )
+                    )
             except TimeoutError:
                 pass
 
@@ -196,12 +195,10 @@ class WorkerProcess:
         process = self._process
         async with self._applied:
             try:
-                await asyncio.wait_for(
-                    self._applied.wait_for(
+                async with asyncio.timeout(timeout_s):
+                    await self._applied.wait_for(
                         lambda: self.applied_revision >= revision or self._process is not process
-                    ),
-                    timeout_s,
-                )
+                    )
             except TimeoutError:
                 return False
         return self.applied_revision >= revision
@@ -280,7 +277,8 @@ class WorkerProcess:
             self._applied.notify_all()
         if process is not None and process.returncode is None:
             try:
-                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+                async with asyncio.timeout(_STOP_TIMEOUT_S):
+                    await process.wait()
             except TimeoutError:
                 process.kill()
                 await process.wait()
@@ -294,7 +292,8 @@ class WorkerProcess:
         process = self._process
         if process is not None:
             try:
-                await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+                async with asyncio.timeout(_STOP_TIMEOUT_S):
+                    await process.wait()
             except TimeoutError:
                 log.warning("worker %s did not stop in time; killing it", process.pid)
                 process.kill()

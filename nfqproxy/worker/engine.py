@@ -83,6 +83,8 @@ class Engine:
             "failed_picks": dataplane.failed_picks,
             "no_route": dataplane.no_route,
             "unmarked": dataplane.unmarked,
+            "source_range_dropped": dataplane.source_range_dropped,
+            "no_local_endpoint_dropped": dataplane.no_local_endpoint_dropped,
             "queue_overruns": self._reader.overruns,
             "verdict_errors": self._reader.verdict_errors,
             "answer_overruns": self._conntrack.overruns,

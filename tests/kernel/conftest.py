@@ -9,7 +9,7 @@ Topologies (nfqproxy/lab/topology.py draws them; names are random per run):
     pods of n1    10.244.1.11, .12, .13        fd00:10:244:1::11, ::12, ::13
     pods of n2    10.244.2.11, ...             fd00:10:244:2::11, ...
     Services      10.96.0.0/16                 fd00:10:96::/112
-    load balancer 198.51.100.0/24
+    load balancer 198.51.100.0/24              2001:db8:51::/64
     external      203.0.113.0/24
 
 Service addresses in use (take a free one for a new test):

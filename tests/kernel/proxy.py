@@ -20,6 +20,7 @@ import pytest
 
 from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
+from nfqproxy.kernel.counters import queue_statistics
 from nfqproxy.kernel.netns import Namespace, ProcessRef, stop_processes
 from nfqproxy.model import Family, Protocol
 from nfqproxy.supervisor.affinity_store import remove_stored, store_path
@@ -94,9 +95,16 @@ class Proxy:
         data_path: str = "ctnetlink",
         mode: str = "replace",
         workers: int = 1,
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "nfqproxy"),
     ) -> None:
         self.namespace = namespace
         self._directory = tempfile.TemporaryDirectory(prefix="nfqproxy-test-")
+        # An interpreter of its own, by which it also starts its workers: see lose_workers().
+        self._python = Path(self._directory.name, "python")
+        self._python.symlink_to(sys.executable)
+        self._program = program
+        self._env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})}
         self._log = Path(self._directory.name, "log")
         self.manifest = Path(self._directory.name, "services.json")
         self.write(objects)
@@ -144,7 +152,12 @@ class Proxy:
         assert self._process is None or self._process.poll() is not None, "it runs already"
         with self._log.open("ab") as log:
             self._process = self.namespace.popen(
-                sys.executable, "-m", "nfqproxy", *self._arguments, stdout=log, stderr=log
+                str(self._python),
+                *self._program,
+                *self._arguments,
+                stdout=log,
+                stderr=log,
+                env=self._env,
             )
         self.wait_ready()
 
@@ -237,6 +250,14 @@ class Proxy:
         pid = self.worker_pids()[0]
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    def lose_workers(self) -> None:
+        """SIGKILL all workers and let none come back; the supervisor goes on following the manifest."""
+        self._python.unlink()
+        for pid in self.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: self.worker_pids() == [], "the supervisor has noticed")
+        assert self.namespace.call(queue_statistics) == {}, "somebody still reads the queue"
 
     def kill(self) -> None:
         """SIGKILL the supervisor and its workers, all at once as an out-of-memory killer might."""

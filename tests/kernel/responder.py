@@ -1,7 +1,9 @@
 """Tiny servers for many namespaces in one thread of the test, and the clients that ask them.
 
 TCP: a connection is greeted with one line ``NAME CLIENT-ADDRESS CLIENT-PORT`` and then echoed until
-the client closes. UDP: each datagram is answered by that line followed by the datagram.
+the client closes. UDP: each datagram is answered by that line followed by the datagram. SCTP: an INIT is
+answered by an INIT ACK with that line as its cookie (RFC 9260 section 3.3.3), through raw sockets, which
+need no SCTP in the kernel.
 """
 
 import itertools
@@ -11,6 +13,8 @@ import threading
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck, SCTPChunkParamStateCookie
 
 from nfqproxy.kernel.netns import Namespace
 
@@ -25,6 +29,7 @@ class Responder:
         self._wake, self._waker = socket.socketpair()
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._names: dict[socket.socket, str] = {}
+        self._sctp_ports: dict[socket.socket, int] = {}
         self._thread = threading.Thread(target=self._run, name="responder")
         self._servers: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -65,10 +70,23 @@ class Responder:
                 if kind == socket.SOCK_STREAM:
                     server.listen(4096)
                 server.setblocking(False)
-                with self._lock:
-                    self._names[server] = name
-                self._selector.register(server, selectors.EVENT_READ, kind)
-                self._waker.send(b"x")
+                self._register(server, name, kind)
+
+    def serve_sctp(self, namespace: Namespace, name: str, port: int, *addresses: str) -> None:
+        """Answer as ``name`` to SCTP INIT chunks for ``port`` of these addresses."""
+        for address in addresses:
+            server = namespace.socket(family_of(address), socket.SOCK_RAW, socket.IPPROTO_SCTP)
+            self._servers.append(server)
+            server.bind((address, 0))
+            server.setblocking(False)
+            self._sctp_ports[server] = port
+            self._register(server, name, socket.SOCK_RAW)
+
+    def _register(self, server: socket.socket, name: str, kind: int) -> None:
+        with self._lock:
+            self._names[server] = name
+        self._selector.register(server, selectors.EVENT_READ, kind)
+        self._waker.send(b"x")
 
     def _run(self) -> None:
         while not self._is_stopping:
@@ -83,10 +101,25 @@ class Responder:
                     elif key.data == socket.SOCK_DGRAM:
                         data, peer = sock.recvfrom(65536)
                         sock.sendto(self._greeting(sock, peer) + data, peer)
+                    elif key.data == socket.SOCK_RAW:
+                        self._answer_init(sock)
                     else:
                         self._echo(sock)
                 except (BlockingIOError, ConnectionError):
                     pass  # a client that has reset its connection already
+
+    def _answer_init(self, server: socket.socket) -> None:
+        data, peer = server.recvfrom(65536)
+        packet = sctp_packet(server, data)
+        init = packet.getlayer(SCTPChunkInit)
+        port = self._sctp_ports[server]
+        if init is None or packet.dport != port:
+            return
+        cookie = SCTPChunkParamStateCookie(cookie=self._greeting(server, (peer[0], packet.sport)))
+        answer = SCTP(sport=port, dport=packet.sport, tag=init.init_tag) / SCTPChunkInitAck(
+            init_tag=1, a_rwnd=65535, params=[cookie]
+        )
+        server.sendto(bytes(answer), (peer[0], 0))
 
     def _greeting(self, server: socket.socket, peer: tuple[str, int]) -> bytes:
         with self._lock:
@@ -113,6 +146,11 @@ class Responder:
         else:
             self._selector.unregister(connection)
             connection.close()
+
+
+def sctp_packet(raw: socket.socket, data: bytes) -> SCTP:
+    """What a raw SCTP socket has received; over IPv4 the IP header comes along (raw(7))."""
+    return SCTP(data if raw.family == socket.AF_INET6 else data[(data[0] & 15) * 4 :])
 
 
 @dataclass(frozen=True, kw_only=True)

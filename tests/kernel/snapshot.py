@@ -1,11 +1,14 @@
 """Everything rule-like in a namespace as text, so that before and after can be held against each other."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nfqproxy.kernel.netns import Namespace
+from tests.kernel.manifests import Manifest
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 """Rules that a real kube-proxy wrote; beside the repository, not in it."""
@@ -54,11 +57,22 @@ def programmed(namespace: Namespace) -> dict[str, str]:
 
 
 def shared(name: str) -> str:
-    """A file of the shared data; skips the test where the data is not there."""
+    """A file of the shared data; without it the test is skipped, or fails if CI=true."""
     file = SHARED_DATA / name
     if not file.is_file():
-        pytest.skip(f"needs {file} (rules and manifests of a real kube-proxy)")
+        needs = (
+            f"needs ../shared/data/{name}, rules and manifests of a real kube-proxy; put it there"
+        )
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{needs} (CI=true forbids skipping)", pytrace=False)
+        pytest.skip(needs)
     return file.read_text()
+
+
+def shared_objects() -> list[Manifest]:
+    """The objects that the kube-proxy of the shared data served."""
+    items: list[Manifest] = yaml.safe_load(shared("services.yaml"))["items"]
+    return items
 
 
 def restore_kube_proxy(namespace: Namespace) -> None:

@@ -17,7 +17,8 @@ from bench import cpu
 from bench.contenders import Contender, Placement, Serving
 from bench.contenders.kernel import IptablesDnat
 from bench.contenders.reference import CReference
-from bench.world import PORT, VIP, Backend, World
+from bench.services import PORT, VIP
+from bench.world import Backend, World
 
 pytestmark = [
     pytest.mark.kernel,
@@ -232,6 +233,7 @@ def reference_workers(bench_pid: int) -> list[int]:
     ("words", "said"),
     [
         (["--contenders", "c,kube"], "no contender is named 'kube'"),
+        (["--contenders", "dnat,haproxy"], "haproxy ends connections itself"),
         (["--weights", "5,-1"], "--weights '5,-1'"),
         (["--rounds", "0"], "--rounds"),
     ],

@@ -8,11 +8,12 @@ import pytest
 
 from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import Family, Protocol
-from tests.kernel.manifests import Manifest, Port, service
+from tests.kernel.manifests import Endpoint, Manifest, Port, service
 from tests.kernel.proxy import RUNS, Proxy, run_cli, wait_until
-from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp
+from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp, new_flow
 
 VIP4, VIP6 = "10.96.0.80", "fd00:10:96::80"
+BALANCED = ("198.51.100.7", "2001:db8:51::7")
 PORTS = (
     Port(name="tcp", port=80, target=8080),
     Port(name="udp", port=80, target=8080, protocol="UDP"),
@@ -87,6 +88,53 @@ def test_changed_endpoints_and_weights_are_followed(
             for connection in held:
                 connection.socket.close()
         proxy.stop()
+
+
+def load_balanced(built: Topology, **spec: object) -> list[Manifest]:
+    """UDP on load-balancer addresses; the only endpoint is said to be on another node."""
+    pod = built.pods[0]
+    found = service(
+        "balanced",
+        vips=[VIP4, VIP6],
+        ports=[PORTS[1]],
+        endpoints=[Endpoint(address=a, node="n2") for a in (pod.address4, pod.address6)],
+    )
+    found[0]["spec"] |= {"type": "LoadBalancer", **spec}
+    found[0]["status"] = {"loadBalancer": {"ingress": [{"ip": ip} for ip in BALANCED]}}
+    return found
+
+
+SHUT_OUT = (
+    {"externalTrafficPolicy": "Local"},
+    {"loadBalancerSourceRanges": ["10.9.0.0/16", "2001:db8:99::/64"]},
+)
+
+
+def test_a_udp_flow_outlives_a_change_that_shuts_new_ones_out(cluster: Topology) -> None:
+    """Also after a silence, when the set of known flows has forgotten it and conntrack has not."""
+    node, client = cluster.node.namespace, cluster.client.namespace
+    with Proxy(node, load_balanced(cluster)) as proxy:
+        for is_alive in (True, False):
+            if not is_alive:
+                proxy.lose_workers()
+            for change in SHUT_OUT:
+                with (
+                    new_flow(client, BALANCED[0], 80) as four,
+                    new_flow(client, BALANCED[1], 80) as six,
+                ):
+                    for flow in (four, six):
+                        flow.send(b"before")
+                        assert flow.recv(200).endswith(b"before")
+                    proxy.follow(load_balanced(cluster, **change))
+                    for name in ("nfqproxy-flows-4", "nfqproxy-flows-6"):
+                        node.run("ipset", "flush", name)
+                    for flow in (four, six):
+                        flow.send(b"after")
+                        assert flow.recv(200).endswith(b"after")
+                for address in BALANCED:
+                    with pytest.raises(TimeoutError):
+                        ask_udp(client, address, 80, timeout_s=0.2)
+                proxy.follow(load_balanced(cluster))
 
 
 def _without(slices: list[Manifest], index: int) -> list[Manifest]:

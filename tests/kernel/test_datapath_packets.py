@@ -14,10 +14,12 @@ import pytest
 from scapy.layers.inet import IP
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 
+from nfqproxy.kernel.netns import Namespace
+from nfqproxy.lab.icmp import open_listener, read_message
 from nfqproxy.model import Family, Protocol
 from tests.kernel.proxy import COMBINATIONS
 from tests.kernel.responder import TIMEOUT_S, new_flow, parse
-from tests.kernel.world import NODE4, NODE6, SCTP4, WEB4, WEB6, World, world
+from tests.kernel.world import NODE4, NODE6, REMOTE4, REMOTE6, SCTP4, WEB4, WEB6, World, world
 
 NO_OPERATION, ROUTER_ALERT = b"\x01", b"\x94\x04\x00\x00"  # RFC 791, RFC 2113
 # RFC 8200 section 4.6: next header (the kernel fills it in), length in 8 octets less one, PadN option.
@@ -130,3 +132,64 @@ def test_fragmented_datagram_is_decided_whole(running: World, vip: str) -> None:
         for _ in range(3):
             sock.send(payload)
             assert sock.recv(65536).split(b"\n", 1)[1] == payload
+
+
+NARROW = 1300
+TOO_BIG = {Family.IPV4: (3, 4), Family.IPV6: (2, 0)}  # RFC 792, RFC 4443
+TIME_EXCEEDED = {Family.IPV4: (11, 0), Family.IPV6: (3, 0)}
+SENT_WHOLE = {
+    # linux/in.h, in6.h: IP_MTU_DISCOVER and IPV6_MTU_DISCOVER, IP_PMTUDISC_DO.
+    Family.IPV4: (socket.IPPROTO_IP, 10, 2),
+    Family.IPV6: (socket.IPPROTO_IPV6, 23, 2),
+}
+HOPS = {
+    Family.IPV4: (socket.IPPROTO_IP, socket.IP_TTL),
+    Family.IPV6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS),
+}
+
+
+@pytest.fixture
+def narrow(running: World) -> Iterator[None]:
+    """The last link to pod-2-11, behind node n2, takes less than the others."""
+    (pod,) = running.topology.pods_of("n2")
+    node = running.topology.nodes[1].namespace
+    node.ip(f"link set {pod.host_device} mtu {NARROW}")
+    yield
+    node.ip(f"link set {pod.host_device} mtu 1500")
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("vip", [REMOTE4, REMOTE6])
+@pytest.mark.parametrize("caller", ["client", "pod"])
+def test_errors_on_the_way_to_the_backend_reach_the_client(
+    running: World, caller: str, vip: str
+) -> None:
+    """n2 tells n1 of n1's own, masqueraded packet (a pod's is not); the client hears of the one it sent."""
+    family = Family.IPV6 if ":" in vip else Family.IPV4
+    namespace = running.client if caller == "client" else running.pod.namespace
+    for hops in (1, 2):  # n1, n2
+        with new_flow(namespace, vip, 80) as sock:
+            sock.setsockopt(*HOPS[family], hops)
+            assert icmp_error(namespace, sock, b"?", vip) == TIME_EXCEEDED[family]
+    with new_flow(namespace, vip, 80) as sock:
+        sock.send(b"?")
+        sock.recv(200)
+        sock.setsockopt(*SENT_WHOLE[family])
+        assert icmp_error(namespace, sock, bytes(NARROW), vip) == TOO_BIG[family]
+        with pytest.raises(OSError, match="Message too long"):  # and has learned of it
+            sock.send(bytes(NARROW))
+
+
+def icmp_error(
+    namespace: Namespace, sock: socket.socket, payload: bytes, vip: str
+) -> tuple[int, int]:
+    """Send, and return type and code of the error about this very datagram."""
+    family = Family.IPV6 if ":" in vip else Family.IPV4
+    with namespace.call(lambda: open_listener(family)) as listener:
+        listener.settimeout(TIMEOUT_S)
+        sock.send(payload)
+        while True:
+            message = read_message(listener)
+            if (message.destination, message.port) == (vip, 80):
+                assert message.source_port == sock.getsockname()[1]
+                return message.kind, message.code

@@ -1,13 +1,17 @@
 """Health-check node ports, asked with curl from outside, as a load balancer does."""
 
 import json
+import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from nfqproxy.kernel.commands import complete_path
 from nfqproxy.lab.topology import Topology, topology
 from tests.kernel.manifests import Endpoint, Manifest, Port, service
 from tests.kernel.proxy import Proxy, run_cli, wait_until
@@ -197,6 +201,57 @@ def test_two_services_with_one_port(cluster: Topology) -> None:
         proxy.write(balanced(cluster, READY))
         wait_until(lambda: '"web"' in check(cluster).body, "the other one is answered for")
         assert errors(proxy) == {}
+
+
+IMPATIENT = """
+import sys
+from nfqproxy.supervisor import sync_health
+sync_health.LIMIT_S = 0.2
+from nfqproxy.cli.main import main
+sys.argv[0] = "nfqproxy"
+main()
+"""
+"""The program, with a limit that a test can wait for; kube-proxy's is a minute."""
+
+STUBBORN = """#!/bin/sh
+[ -e {flag} ] && {{ echo "Error: Cannot allocate memory" >&2; exit 1; }}
+exec {nft} "$@"
+"""
+"""An nft that the kernel refuses everything while ``flag`` exists."""
+
+
+def test_unhealthy_while_the_kernel_does_not_take_a_change(
+    cluster: Topology, tmp_path: Path
+) -> None:
+    """A load balancer must not send clients to a node whose rules are out of date."""
+    flag, nft = tmp_path / "flag", tmp_path / "nft"
+    nft.write_text(STUBBORN.format(flag=flag, nft=shutil.which("nft", path=complete_path(""))))
+    nft.chmod(0o755)
+    path = f"{tmp_path}:{complete_path(os.environ['PATH'])}"
+    with Proxy(
+        cluster.node.namespace,
+        balanced(cluster, READY, READY),
+        env={"PATH": path},
+        program=("-c", IMPATIENT),
+    ) as proxy:
+        assert check(cluster).status == 200
+        flag.touch()
+        proxy.write(balanced(cluster, READY))
+        wait_until(lambda: check(cluster).status == 503, "the proxy counts as unhealthy")
+        assert "the kernel did not take a change" in proxy.log
+        for address in (NODE4, NODE6):
+            found = check(cluster, address)
+            assert found.status == 503
+            assert json.loads(found.body) == {
+                "service": {"namespace": "default", "name": "web"},
+                # What it last served, and what the load balancer is told to keep away from.
+                "localEndpoints": 2,
+                "serviceProxyHealthy": False,
+            }
+        # It tries again by itself.
+        flag.unlink()
+        wait_until(lambda: check(cluster).status == 200, "it is healthy again")
+        wait_until(lambda: check(cluster).endpoints == 1, "the change is told")
 
 
 def test_overlay_mode_leaves_them_to_kube_proxy(cluster: Topology) -> None:

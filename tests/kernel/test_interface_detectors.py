@@ -21,7 +21,7 @@ from nfqproxy.lab.topology import Pod, Topology, topology
 from nfqproxy.model import FrontendKey, Protocol
 from tests.kernel.manifests import Manifest, Port, service
 from tests.kernel.probes import SILENCE, probe
-from tests.kernel.proxy import READERS, Proxy
+from tests.kernel.proxy import READERS, Proxy, wait_until
 from tests.kernel.responder import Responder
 from tests.kernel.world import NODE4, NODE6
 from tests.kernel.world import addresses as endpoints_of
@@ -222,6 +222,12 @@ def _replace_link(node: Namespace, pod: Pod, old: str, new: str, index: int) -> 
         f"addr add {pod.address4}/32 dev eth0",
         f"route add {addresses.POD_GATEWAY4} dev eth0 scope link",
         f"route add default via {addresses.POD_GATEWAY4}",
+    )
+    # The kernel's link watch runs later than the commands: until it has, whatever the node sends is lost, its
+    # answer to the pod's first ARP request too, and the pod asks again only after a second.
+    wait_until(
+        lambda: "state UP" in node.run("ip", "link", "show", "dev", new).stdout,
+        f"{new} carries packets",
     )
 
 

@@ -13,22 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from nfqproxy.kernel.netns import NETNS_DIR
 from nfqproxy.kernel.processes import ProcessRef
 from nfqproxy.lab import state as states
+from tests.kernel.lab_process import LAB, Running, lab, namespaces
 
-LAB = [sys.executable, "-m", "nfqproxy", "lab"]
 SMALL = ["--connections", "600", "--queries", "600"]
-
-
-def lab(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*LAB, *arguments], capture_output=True, text=True, timeout=100, check=False
-    )
-
-
-def namespaces(prefix: str) -> list[str]:
-    return [entry.name for entry in NETNS_DIR.iterdir() if entry.name.startswith(prefix)]
 
 
 @pytest.fixture
@@ -102,42 +91,27 @@ def test_a_standing_lab(name: str) -> None:
     assert again.stdout == f"nothing to remove: no lab named {name} stands\n"
 
 
-class Running:
-    """A lab in progress, read up to a line of its standard error."""
-
-    def __init__(self, until: str, *arguments: str) -> None:
-        self.child = subprocess.Popen(
-            [*LAB, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        self.prefix = ""
-        assert self.child.stderr is not None
-        for line in self.child.stderr:
-            if "namespaces nfqp-" in line:
-                self.prefix = "nfqp-" + line.split("nfqp-")[1].split("*")[0]
-            if until in line:
-                return
-        pytest.fail(f"the lab ended before it said {until!r}")
-
-    def end(self, number: signal.Signals) -> int:
-        self.child.send_signal(number)
-        assert self.child.stderr is not None
-        self.child.stderr.read()
-        self.child.stderr.close()
-        return self.child.wait(60)
+REFUSALS = ["run", "services", "--step", "6"]
 
 
 @pytest.mark.parametrize(
-    ("moment", "number"),
+    ("moment", "number", "arguments"),
     [
-        ("network:", signal.SIGINT),
-        ("servers:", signal.SIGINT),
-        ("proxy:", signal.SIGINT),
-        ("proxy:", signal.SIGTERM),
-        ("SIGKILL to worker", signal.SIGINT),
+        ("network:", signal.SIGINT, SMALL),
+        ("servers:", signal.SIGINT, SMALL),
+        ("proxy:", signal.SIGINT, SMALL),
+        ("proxy:", signal.SIGTERM, SMALL),
+        ("SIGKILL to worker", signal.SIGINT, SMALL),
+        ("network:", signal.SIGINT, REFUSALS),
+        ("step 6:", signal.SIGINT, REFUSALS),
+        # While the scenario has killed the proxy, before it has started another.
+        ("the same with workers and supervisor killed", signal.SIGTERM, REFUSALS),
     ],
 )
-def test_an_interrupt_removes_everything(moment: str, number: signal.Signals) -> None:
-    running = Running(moment, *SMALL)
+def test_an_interrupt_removes_everything(
+    moment: str, number: signal.Signals, arguments: list[str]
+) -> None:
+    running = Running(moment, *arguments)
     folders = [one for one in states.names() if one.startswith("once-")]
     own = [one for one in folders if (s := states.load(one)) and s.prefix == running.prefix]
     assert len(own) == 1
@@ -198,7 +172,7 @@ def test_without_root() -> None:
         "import os, sys, nfqproxy.cli.lab, nfqproxy.cli.main as m;"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.argv[0] = 'nfqproxy'; m.main()"
     )
-    for arguments in ([], ["up"], ["run"], ["down"]):
+    for arguments in ([], ["up"], ["run"], ["run", "services"], ["down"]):
         done = subprocess.run(
             [sys.executable, "-c", program, "lab", *arguments],
             capture_output=True,

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from nfqproxy.kernel.netns import Namespace
 from nfqproxy.kernel.routes import Routes
-from nfqproxy.lab.topology import Topology
-from tests.kernel.manifests import Port, service
+from nfqproxy.lab.topology import Node, Topology, topology
+from tests.kernel.manifests import Endpoint, Port, service
 from tests.kernel.proxy import DATA_PATHS, Proxy
-from tests.kernel.responder import Responder, ask_tcp, ask_udp
+from tests.kernel.responder import Responder, ask_tcp, ask_udp, new_flow, parse
 
 HOST_VIP = "10.96.0.85"
 POD_VIP = "10.96.0.86"
@@ -72,6 +73,58 @@ def test_a_server_on_the_node_itself_sees_the_client_as_behind_the_fallback(
         proxy.stop()
         assert seen() == expected
     assert by_worker == expected
+
+
+def test_a_backend_that_is_the_frontend() -> None:
+    """An ingress in the hosts' network, behind the nodes' addresses as external IPs: nothing to translate."""
+    with topology(pods=(1, 1)) as built, Responder() as responder:
+        one, two = built.nodes
+        addresses = [a for node in (one, two) for a in (node.address4, node.address6)]
+        for node in built.nodes:
+            responder.serve(node.namespace, node.name, 9090)
+        objects = service(
+            "ingress",
+            vips=["10.96.0.87", "fd00:10:96::87"],
+            ports=[
+                Port(port=9090, target=9090, name="tcp"),
+                Port(port=9090, target=9090, protocol="UDP", name="udp"),
+            ],
+            endpoints=[
+                Endpoint(address=address, node=node.name)
+                for node in (one, two)
+                for address in (node.address4, node.address6)
+            ],
+        )
+        objects[0]["spec"]["externalIPs"] = addresses
+        pod = built.pods_of("n1")[0].namespace
+        # The client is n2's neighbour, and speaks to it past n1.
+        asked = [(built.client.namespace, to) for to in addresses[:2]] + [
+            (pod, to) for to in addresses
+        ]
+        with Proxy(one.namespace, objects) as proxy:
+            by_worker = set()
+            for namespace, to in asked * 4:
+                before = proxy.packets()
+                by_worker.add(_whole_flow(namespace, to, two))
+                # Until an answer has come by, conntrack says nothing of a flow that is not translated.
+                assert proxy.packets() - before <= 2
+                ask_tcp(namespace, to, 9090)
+            proxy.lose_workers()
+            by_fallback = {_whole_flow(namespace, to, two) for namespace, to in asked * 4}
+    assert by_worker == by_fallback == {"n1", "n2"}
+
+
+def _whole_flow(namespace: Namespace, to: str, other: Node) -> str:
+    """The one backend of a flow of several datagrams; that of the other node sees this node's address."""
+    with new_flow(namespace, to, 9090) as sock:
+        seen = set()
+        for _ in range(6):
+            sock.send(b"?")
+            seen.add(parse(sock.recv(200)))
+        (answer,) = seen
+    if answer.name == other.name:
+        assert answer.client == ("2001:db8:2::1" if ":" in to else "192.0.2.1")
+    return answer.name
 
 
 @pytest.mark.parametrize("data_path", DATA_PATHS)

@@ -11,10 +11,10 @@ from nfqproxy.lab.load_process import LoadProcess, run_load
 from nfqproxy.lab.servers import server_directory, start_web
 from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import Family, Protocol
-from tests.kernel.manifests import Manifest, Port, service
+from tests.kernel.manifests import Port, service
 from tests.kernel.proxy import RUNS, Proxy, run_cli, syn_retransmits, wait_until
 from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp
-from tests.kernel.snapshot import restore_kube_proxy, shared, snapshot
+from tests.kernel.snapshot import restore_kube_proxy, shared_objects, snapshot
 
 WEB = "10.96.0.10"
 """default/web of the dump -> 10.244.1.10, 10.244.1.11, 10.244.2.10, port 8080."""
@@ -68,14 +68,6 @@ def kube_services(node: Namespace) -> int:
     return total
 
 
-def manifest() -> list[Manifest]:
-    """The Services of the dump, by the manifests they came from."""
-    import yaml
-
-    items: list[Manifest] = yaml.safe_load(shared("services.yaml"))["items"]
-    return items
-
-
 def ask_all(built: Topology, namespace: Namespace, count: int = 10) -> int:
     """Connections and datagrams to four Services and a node port; returns how many."""
     for _ in range(count):
@@ -98,7 +90,7 @@ def test_steer_all_decides_everything_and_kube_proxy_takes_over(
     count = ask_all(cluster, client)
     assert kube_services(node) == kube + count, "kube-proxy's rules serve by themselves"
     with Proxy(
-        node, manifest(), "--steer-all", mode="overlay", reader=reader, data_path=data_path
+        node, shared_objects(), "--steer-all", mode="overlay", reader=reader, data_path=data_path
     ) as proxy:
         kube = kube_services(node)
         sources = (client, node, cluster.pods[1].namespace)
@@ -120,7 +112,7 @@ def test_steer_all_decides_everything_and_kube_proxy_takes_over(
 
 def test_without_steer_all_only_labelled_services_are_steered(cluster: Topology) -> None:
     node, client = cluster.node.namespace, cluster.client.namespace
-    items = manifest()
+    items = shared_objects()
     for item in items:
         if item["kind"] == "Service" and item["metadata"]["name"] == "shop":
             item["metadata"]["labels"] = {"nfqproxy.io/steer": "true"}
@@ -172,7 +164,12 @@ def test_a_killed_worker_costs_no_connection(network: Topology, run: tuple[str, 
     with (
         server_directory() as directory,
         Proxy(
-            node, manifest(), "--steer-all", mode="overlay", reader=reader, data_path=data_path
+            node,
+            shared_objects(),
+            "--steer-all",
+            mode="overlay",
+            reader=reader,
+            data_path=data_path,
         ) as proxy,
     ):
         for pod in network.pods:

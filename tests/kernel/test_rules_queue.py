@@ -192,6 +192,30 @@ def test_checks_of_others_in_raw_hold(lab: Cluster, backend: IptablesBackend) ->
     assert lab.ask("b2", Protocol.TCP, VIP[Family.IPV4], 80).startswith("b1")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", list(Family))
+def test_what_others_leave_untracked_is_not_queued(
+    lab: Cluster, family: Family, backend: IptablesBackend
+) -> None:
+    """As NodeLocal DNSCache: it has the address of a Service that is served, and answers itself."""
+    tool = "ip6tables" if family is Family.IPV6 else "iptables"
+    length = 128 if family is Family.IPV6 else 32
+    sh(lab.node, "ip", "addr", "add", f"{VIP[family]}/{length}", "dev", "lo", "nodad")
+    for chain in ("PREROUTING", "OUTPUT"):
+        for way, port in (("-d", "--dport"), ("-s", "--sport")):
+            for protocol in ("tcp", "udp"):
+                sh(
+                    lab.node, f"{tool}-{backend.value}", "-t", "raw", "-A", chain, way, VIP[family],
+                    "-p", protocol, port, "80", "-j", "CT", "--notrack",
+                )  # fmt: skip
+    lab.servers.add(lab.node, "cache", VIP[family], 80)
+    steer(lab, RuleSettings(iptables=backend), Protocol.TCP, Protocol.UDP)
+    for role in ("client", "node", "b2"):
+        for protocol in (Protocol.TCP, Protocol.UDP):
+            assert lab.ask(role, protocol, VIP[family], 80).startswith("cache ")
+    assert not any(inside(lab.node, rule_counters).values())
+
+
 def attempt(address: str) -> str:
     with socket.socket() as sock:
         sock.settimeout(0.5)

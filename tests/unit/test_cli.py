@@ -34,7 +34,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 VERBS = (
     *("run", "lab", "rules", "rules render", "rules apply", "cleanup", "doctor", "status"),
-    "reconcile",
+    *("reconcile", "lab up", "lab run", "lab run spread", "lab run services", "lab down"),
 )
 
 
@@ -53,6 +53,15 @@ def test_help_lists_every_command(cli: RunCli) -> None:
         assert f"\n  {verb} " in out
 
 
+def test_help_lists_scenarios_and_steps(cli: RunCli) -> None:
+    _, out, _ = cli("lab", "run", "--help")
+    assert "[SCENARIO [OPTIONS]]\n" in out
+    assert re.search(r"^Scenarios:\n  services +Node ports, policies, affinity", out, re.MULTILINE)
+    assert re.search(r"^  spread +Weights, latency", out, re.MULTILINE)
+    _, out, _ = cli("lab", "run", "services", "--help")
+    assert re.search(r"^ +6  Refusals$", out, re.MULTILINE)
+
+
 def test_version(cli: RunCli) -> None:
     assert cli("--version") == (0, f"nfqproxy, version {__version__}\n", "")
 
@@ -62,7 +71,10 @@ def test_version(cli: RunCli) -> None:
     [
         (["runn"], "No such command 'runn'. Did you mean 'run'?"),
         (["clean"], "No such command 'clean'. Did you mean 'cleanup'?"),
-        (["frobnicate"], "There are run, lab, rules, cleanup, doctor, explain, status, reconcile."),
+        (
+            ["frobnicate"],
+            "There are run, lab, rules, cleanup, doctor, explain, status, reconcile, bench.",
+        ),
         (["run", "--manifest"], "--manifest"),
         (["run", "--nonsense"], "--nonsense"),
         (["run", "--workers", "two"], "'two' is not a valid integer"),
@@ -70,7 +82,17 @@ def test_version(cli: RunCli) -> None:
         (["run", "--reader", "pcap"], "'pcap' is not one of 'netlink', 'netfilterqueue'"),
         (["run", "extra"], "unexpected extra argument (extra)"),
         (["status", "-o", "yaml"], "'yaml' is not one of 'text', 'json'"),
-        (["rules", "remove"], "No such command 'remove'"),
+        (["rules", "remove"], "No such command 'remove'. There are apply, render."),
+        (["lab", "run", "servces"], "No such scenario 'servces'. Did you mean 'services'?"),
+        (["lab", "run", "x"], "No such scenario 'x'. There are services, spread."),
+        (["lab", "run", "services", "--step", "11"], "11 is not in the range 1<=x<=10"),
+        (["lab", "run", "services", "--pause", "-o", "json"], "--pause waits for a reader"),
+        (["lab", "run", "services", "--name", "x"], "--name"),
+        (
+            ["lab", "run", "--queries", "5", "services"],
+            "--queries does not count in front of services",
+        ),
+        (["lab", "--weights", "1:1", "up"], "give it after nfqproxy lab up"),
         (["rules", "render", "--iptables", "ebtables"], "'ebtables' is not one of"),
     ],
     ids=" ".join,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from nfqproxy.control.topology import candidate_sets
+from nfqproxy.control.topology import candidate_sets, is_pickable
 from nfqproxy.model import Endpoint, NodeContext, ServicePort
 
 SHOWN = 6
@@ -31,9 +31,9 @@ def cluster_set(port: ServicePort, node: NodeContext) -> str:
     """What the cluster set is made of."""
     found = candidate_sets(port, node.node_name, node.zone).cluster
     ready = [endpoint for endpoint in port.endpoints if endpoint.ready]
-    if not ready:
+    if not any(endpoint.ready for endpoint in found):
         return (
-            f"no endpoint is ready, so {endpoints(len(found), 'terminating')} that still"
+            f"{_nobody_ready(ready, 'no endpoint')}, so {endpoints(len(found), 'terminating')} that still"
             f" {'serves' if len(found) == 1 else 'serve'}"
         )
     if len(found) == len(ready):
@@ -45,15 +45,23 @@ def cluster_set(port: ServicePort, node: NodeContext) -> str:
     return f"{endpoints(len(found), 'ready')} with a topology hint for {where}, of {len(ready)}"
 
 
+def _nobody_ready(ready: list[Endpoint], nobody: str) -> str:
+    return f"{nobody} is ready" + (", but for drained ones (weight 0)" if ready else "")
+
+
 def local_set(port: ServicePort, node: NodeContext) -> str:
     """What the local set is made of."""
     found = candidate_sets(port, node.node_name, node.zone).local
     if not found:
         return f"no endpoint on this node {node.node_name}"
+    here = f"this node {node.node_name}"
+    if not is_pickable(found):
+        return f"no endpoint on {here} but drained ones (weight 0)"
     if any(endpoint.ready for endpoint in found):
-        return f"{endpoints(len(found), 'ready')} on this node {node.node_name}"
+        return f"{endpoints(len(found), 'ready')} on {here}"
+    ready = [e for e in port.endpoints if e.ready and e.node == node.node_name]
     return (
-        f"no endpoint of this node {node.node_name} is ready, so"
+        f"{_nobody_ready(ready, f'no endpoint of {here}')}, so"
         f" {endpoints(len(found), 'terminating')} of it that still"
         f" {'serves' if len(found) == 1 else 'serve'}"
     )
@@ -66,6 +74,8 @@ def left_out(port: ServicePort, chosen: frozenset[tuple[str, int]]) -> str:
 
 
 def _why_not(endpoint: Endpoint) -> str:
+    if endpoint.ready and endpoint.weight == 0:
+        return "ready, drained (weight 0)"
     if endpoint.ready:
         where = f"on {endpoint.node}" if endpoint.node else "on no known node"
         hints = (*endpoint.zone_hints, *endpoint.node_hints)

@@ -62,6 +62,7 @@ class Explainer:
     ) -> None:
         self._node = node
         self._is_overlay = settings.is_overlay
+        self._is_guarded = settings.localhost_node_ports and not settings.is_overlay
         self.plans = plans
         self._index = AddressIndex(ports, node, local_addresses)
         self._classes = SourceClasses(
@@ -138,7 +139,7 @@ class Explainer:
                     " routing, or the guard of 127.0.0.0/8 where localhostNodePorts is on, lets nobody"
                     " else use the loopback address"
                 )
-                return reason, story.martian(packet, origin)
+                return reason, story.martian(packet, origin, is_guarded=self._is_guarded)
         return None
 
     def _by_plan(self, packet: Packet, origin: Origin, plan: FrontendPlan) -> Explanation:

@@ -74,6 +74,7 @@ def _destination(text: str) -> tuple[str, Protocol | None, int]:
     place, slash, word = text.rpartition("/")
     if not slash:
         raise InputError(f'to "{text}" names no protocol; {_EXAMPLE}')
+    word = word.lower()  # manifests write TCP
     if word in _ICMP:
         address = _address(place, text)
         if family_of(address) is not _ICMP[word]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from nfqproxy.core.explain.candidates import host_port, listed
 from nfqproxy.core.explain.case import CLIENT_WORDS, Case, Origin
 from nfqproxy.core.explain.explanation import Candidate
+from nfqproxy.core.explain.index import is_loopback
 from nfqproxy.core.explain.packet import Packet
 from nfqproxy.core.fallback import frontend_elements, slots
 from nfqproxy.core.plans import is_served
@@ -62,10 +63,23 @@ def outside_source_ranges(
     behind = "kube-proxy's rules drop it" if is_overlay else guard
     return (
         *_raw_queued(packet, origin, plan),
-        f"worker: {packet.source} is in none of loadBalancerSourceRanges -> drop",
+        *_dropped_by_worker(
+            packet,
+            f"{packet.source} is in none of loadBalancerSourceRanges",
+            f"filter {hook}: {behind}",
+        ),
         silence,
         f"without a worker: {behind}",
     )
+
+
+def _dropped_by_worker(packet: Packet, why: str, behind: str) -> Steps:
+    if packet.protocol is Protocol.UDP:
+        return (
+            f"worker: {why}; it lets the datagram pass as it is, for a flow that conntrack knows goes on",
+            behind,
+        )
+    return (f"worker: {why} -> drop",)
 
 
 def refused(packet: Packet, origin: Origin, plan: FrontendPlan, state: str, hook: str) -> Steps:
@@ -74,7 +88,7 @@ def refused(packet: Packet, origin: Origin, plan: FrontendPlan, state: str, hook
     return (
         *(_raw_queued(packet, origin, plan) if is_queued else (_raw_not_queued(packet, origin),)),
         f"conntrack {origin.hook}: a new, untranslated connection",
-        f"nat {origin.hook}: no map of nft {_table(packet)} has a slot for it: {state}",
+        _no_slot(packet, origin, state),
         *_routing_untranslated(packet, hook),
         f"filter {hook}: nft {_table(packet)} refuse-{hook.lower()}: {_key(packet)} is in refusals ->"
         " reject",
@@ -93,14 +107,18 @@ def dropped(
         behind = "kube-proxy's rules drop it" if is_overlay else _refusals_drop(packet, hook)
         return (
             *_raw_queued(packet, origin, plan),
-            f"worker: {CLIENT_WORDS[origin.client]} client ({origin.why}); {why} -> drop",
+            *_dropped_by_worker(
+                packet,
+                f"{CLIENT_WORDS[origin.client]} client ({origin.why}); {why}",
+                f"filter {hook}: {behind}",
+            ),
             silence,
             f"without a worker: {behind}",
         )
     return (
         _raw_not_queued(packet, origin),
         f"conntrack {origin.hook}: a new, untranslated connection",
-        f"nat {origin.hook}: no map of nft {_table(packet)} has a slot for it: {why}",
+        _no_slot(packet, origin, why),
         *_routing_untranslated(packet, hook),
         f"filter {hook}: {_refusals_drop(packet, hook)}",
         silence,
@@ -108,15 +126,18 @@ def dropped(
     )
 
 
-def martian(packet: Packet, origin: Origin) -> Steps:
-    """A loopback address on the wire."""
-    return (
-        f"raw {origin.hook}: where localhostNodePorts is on, nft {_table(packet)} drops what comes from"
-        " outside for 127.0.0.0/8 before anything of ours may translate it",
-        "routing: else the kernel itself drops it as a martian (net/ipv4/route.c)",
-        "reply: none",
-        "without a worker: the same",
-    )
+def martian(packet: Packet, origin: Origin, *, is_guarded: bool) -> Steps:
+    """A loopback address on the wire. ``is_guarded``: we have opened 127.0.0.0/8 to node ports."""
+    if packet.family is Family.IPV6:
+        way = "routing: never comes that far, IPv6 itself drops it (net/ipv6/ip6_input.c)"
+    elif is_guarded and is_loopback(packet.destination):
+        way = (
+            f"raw {origin.hook}: before it, nft {_table(packet)} martians-prerouting drops what comes from"
+            " outside for 127.0.0.0/8, so nothing of ours may translate it"
+        )
+    else:
+        way = "routing: the kernel itself drops it as a martian (net/ipv4/route.c)"
+    return (way, "reply: none", "without a worker: the same")
 
 
 def no_such_port(packet: Packet, origin: Origin) -> Steps:
@@ -194,6 +215,10 @@ def _raw_not_queued(packet: Packet, origin: Origin) -> str:
         f"raw {origin.hook}: {_member(packet)} is not in nfqproxy-frontends-{int(packet.family)}"
         " -> not queued"
     )
+
+
+def _no_slot(packet: Packet, origin: Origin, why: str) -> str:
+    return f"nat {origin.hook}: the maps of nft {_table(packet)}: no slot for it, {why}"
 
 
 def _refusals_drop(packet: Packet, hook: str) -> str:
@@ -313,9 +338,11 @@ def _towards_backend(case: Case) -> Steps:
         places = listed(_place(backend) for backend in backends)
         way = "to the node's own socket" if hook == "INPUT" else "by the node's route"
         steps.append(f"routing: to the new destination, {way}: {places}")
+        # Overlay mode has none; kube-proxy's are about its own chains.
+        ours = "" if case.is_overlay else "our refusals look at untranslated connections only; "
         steps.append(
-            f"filter {hook}: our refusals look at untranslated connections only; others' rules and network"
-            " policies see the packet with the backend as its destination"
+            f"filter {hook}: {ours}others' rules and network policies see the packet with the backend as its"
+            " destination"
         )
     return tuple(steps)
 

@@ -81,6 +81,36 @@ def test_an_endpoint_without_node_is_never_local():
     assert found.local == ()
 
 
+DRAINED = {"weight": 0}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        pytest.param(
+            DRAINED | {"zone_hints": ("z1",)},
+            {"zone_hints": ("z2",)},
+            ([E1, E2], [E1], True),
+            id="a-drained-zone-is-served-by-the-others",
+        ),
+        pytest.param(
+            DRAINED | {"node_hints": ("n1",)},
+            {"node_hints": ("n2",)},
+            ([E1, E2], [E1], True),
+            id="a-drained-node-is-served-by-the-others",
+        ),
+        pytest.param(DRAINED, DRAINING, ([E2], [E1], True), id="drained-and-terminating"),
+        pytest.param(
+            DRAINED, DRAINING | {"node": "n1"}, ([E2], [E2], True), id="the-same-on-this-node"
+        ),
+        pytest.param(DRAINED, DRAINED, ([E1, E2], [E1], False), id="all-drained"),
+        pytest.param(DRAINED, DRAINED | DRAINING, ([E1], [E1], False), id="both-drained"),
+    ],
+)
+def test_a_set_of_weight_0_alone_is_as_good_as_empty(first, second, expected):
+    assert sets(endpoint(E1, **first), endpoint(E2, **second)) == expected
+
+
 def reference(endpoints, node, zone):
     """SEMANTICS 2.3 word for word."""
     r = [e for e in endpoints if e.ready]

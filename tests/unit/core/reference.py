@@ -21,7 +21,7 @@ def client_class(src: bytes, cidrs: Sequence[str], node: Sequence[str]) -> Clien
     address = ip_address(src)
     if any(address in ip_network(c) for c in cidrs if ip_network(c).version == address.version):
         return ClientClass.POD
-    if str(address) in node or address in ip_network("127.0.0.0/8"):
+    if str(address) in node or address.is_loopback:
         return ClientClass.NODE
     return ClientClass.EXTERNAL
 
@@ -96,7 +96,9 @@ def decisions(
         action = plan.actions[who]
         flow = flow_of(headers, payload)
         if action.verdict is Verdict.DROP or not may_connect(headers.src, plan):
-            yield Decision(packet_id, headers, key, flow, None, False)
+            # Conntrack, which the worker does not ask, may know the flow of a datagram.
+            if key.protocol is not Protocol.UDP:
+                yield Decision(packet_id, headers, key, flow, None, False)
             continue
         if flow in known:
             yield known[flow]._replace(packet_id=packet_id)

@@ -170,22 +170,24 @@ class World:
         ready = [e for e in endpoints if e.item.ready]
         terminating = [e for e in endpoints if e.item.serving and e.item.terminating]
 
-        if not ready:
+        # nfqproxy's own: who is drained to the last is as good as not there.
+        def some(found: list[Endpoint]) -> bool:
+            return any(e.weight for e in found)
+
+        hinted = [e for e in ready if name in e.item.node_hints]
+        near = [e for e in ready if zone and zone in e.item.zone_hints]
+        if not some(ready):
             cluster = terminating
-        elif all(e.item.node_hints for e in ready) and any(
-            name in e.item.node_hints for e in ready
-        ):
-            cluster = [e for e in ready if name in e.item.node_hints]
-        elif (
-            zone
-            and all(e.item.zone_hints for e in ready)
-            and any(zone in e.item.zone_hints for e in ready)
-        ):
-            cluster = [e for e in ready if zone in e.item.zone_hints]
+        elif all(e.item.node_hints for e in ready) and some(hinted):
+            cluster = hinted
+        elif all(e.item.zone_hints for e in ready) and some(near):
+            cluster = near
         else:
             cluster = ready
         local = [e for e in ready if e.item.node == name]
-        return cluster, local or [e for e in terminating if e.item.node == name]
+        if not some(local):
+            local = [e for e in terminating if e.item.node == name]
+        return cluster if some(cluster) else [], local if some(local) else []
 
     # What is decided.
 
@@ -203,10 +205,7 @@ class World:
         if kind == "LoadBalancer" and not self.may_connect(service, packet):
             return Outcome("drop", who, named)
         cluster, local = self.candidates(self.endpoints(service, port, family))
-        # nfqproxy's own: who is drained to the last is as good as not there.
-        cluster = cluster if any(e.weight for e in cluster) else []
-        local = local if any(e.weight for e in local) else []
-        if not cluster and not local:
+        if not cluster:
             return Outcome("reject", who, named)
         if kind == "ClusterIP":
             use_local = service.internal_policy is LOCAL
@@ -218,7 +217,7 @@ class World:
             masquerade = service.external_policy is not LOCAL or who == "node"
         chosen = local if use_local else cluster
         if not chosen:
-            return Outcome("drop" if use_local else "reject", who, named)
+            return Outcome("drop", who, named)
         return Outcome(
             "backend",
             who,

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from nfqproxy.core.dataplane import Dataplane, QueuedPacket, Target
 from nfqproxy.core.marks import FrontendMarks
@@ -98,7 +99,7 @@ VIPS6 = ["fd00:10:96::80", "fd00:10:96::81"]
 BACKENDS4 = ["10.244.1.11", "10.244.1.12", "10.244.9.9", "192.0.2.7"]
 BACKENDS6 = ["fd00:10:244:1::11", "fd00:10:244:1::12", "2001:db8:2::7"]
 CLIENTS4 = ["192.0.2.10", "10.244.1.11", "10.244.1.12", "192.0.2.1", "127.0.0.1", "192.0.2.7"]
-CLIENTS6 = ["2001:db8:2::10", "fd00:10:244:1::11", "2001:db8:2::1"]
+CLIENTS6 = ["2001:db8:2::10", "fd00:10:244:1::11", "2001:db8:2::1", "::1"]
 PORTS = [80, 53]
 RANGES = ["192.0.2.0/24", "10.244.1.11/32", "0.0.0.0/0", "2001:db8:2::/64", "fd00:10:244:1::/64"]
 
@@ -300,6 +301,33 @@ def test_sequence_numbers_count_entries_not_packets() -> None:
     assert [parsed(entry)[0] for entry in entries] == [1, 2]
     assert [parsed(entry)[1].src_port for entry in entries] == [1000, 1001]
     assert dropped == []
+
+
+def test_what_is_dropped_is_counted_by_its_reason() -> None:
+    nobody = Action(verdict=Verdict.DROP)
+    local = replace(one_plan(), actions=(nobody, nobody, nobody))
+    ranged = replace(one_plan(), allowed_sources=("198.51.100.0/24",))
+    both = replace(local, allowed_sources=("198.51.100.0/24",))
+    for plan, expected in ((local, (0, 2)), (ranged, (2, 0)), (both, (2, 0))):
+        dataplane = make(plan)
+        entries, dropped = dataplane.assemble([syn(1000), syn(1001)])
+        assert (len(entries), len(dropped)) == (0, 2)
+        counted = (dataplane.source_range_dropped, dataplane.no_local_endpoint_dropped)
+        assert counted == expected, "as in the kernel, the source is looked at first"
+
+
+def test_a_datagram_is_left_to_those_who_know_its_flow() -> None:
+    """Conntrack may hold an entry for it from the time before the policy or the ranges changed."""
+    nobody = Action(verdict=Verdict.DROP)
+    udp = replace(one_plan(), key=FrontendKey(Protocol.UDP, "10.96.0.80", 80))
+    datagram = (1, 0, ipv4("192.0.2.10", "10.96.0.80", 1000, 80, 17))
+    for change in (
+        {"actions": (nobody, nobody, nobody)},
+        {"allowed_sources": ("198.51.100.0/24",)},
+    ):
+        dataplane = make(replace(udp, **change))
+        assert dataplane.assemble([datagram]) == ([], [])
+        assert (dataplane.source_range_dropped, dataplane.no_local_endpoint_dropped) == (0, 0)
 
 
 def test_an_unknown_frontend_is_counted_and_passes() -> None:

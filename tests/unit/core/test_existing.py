@@ -78,9 +78,17 @@ def test_an_unanswered_syn_to_a_gone_backend_is_sent_elsewhere() -> None:
 
 def test_an_untranslated_opening_is_poison() -> None:
     for state in (ctnetlink.TCP_CONNTRACK_SYN_SENT, ctnetlink.TCP_CONNTRACK_NONE):
-        found = judge(entry(state=state, status=0), backend_lives=True)
+        found = judge(entry(state=state, status=0), backend_lives=False)
         assert found is Judgement.POISONED
         assert found.replaces
+
+
+def test_a_backend_that_is_the_frontend_needs_no_translation() -> None:
+    opening = entry(state=ctnetlink.TCP_CONNTRACK_SYN_SENT, status=0)
+    assert judge(opening, backend_lives=True) is Judgement.RETRANSMIT
+    assert judge(entry(17, status=0), backend_lives=True) is Judgement.TWIN
+    for state in (None, ctnetlink.SCTP_CONNTRACK_COOKIE_WAIT):
+        assert judge(entry(132, state=state, status=0), backend_lives=True) is Judgement.TWIN
 
 
 def test_an_entry_made_a_moment_ago_is_a_twin() -> None:
@@ -93,7 +101,7 @@ def test_a_translated_udp_flow_is_never_made_anew(lives: bool) -> None:
 
 
 def test_an_untranslated_udp_flow_is_poison() -> None:
-    assert judge(entry(17, status=0), backend_lives=True) is Judgement.POISONED
+    assert judge(entry(17, status=0), backend_lives=False) is Judgement.POISONED
 
 
 ANSWERED = ctnetlink.IPS_DST_NAT | ctnetlink.IPS_SEEN_REPLY
@@ -132,4 +140,4 @@ def test_an_opening_sctp_association_stays_with_a_living_backend(
     assert not while_it_lives.replaces
     assert judge(opening, backend_lives=False) is Judgement.BACKEND_GONE
     untranslated = entry(132, state=state, status=status & ~ctnetlink.IPS_DST_NAT)
-    assert judge(untranslated, backend_lives=True) is Judgement.POISONED
+    assert judge(untranslated, backend_lives=False) is Judgement.POISONED

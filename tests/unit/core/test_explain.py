@@ -210,6 +210,41 @@ def test_weights_are_chances_and_slots() -> None:
     assert "all its endpoints are drained (weight 0)" in drained.reason
 
 
+def test_why_those_of_weight_0_are_passed_over() -> None:
+    to = "10.96.0.10:80/tcp"
+    drained = replace(WEB, weights={E1.address: 0})
+    local = replace(drained, internal_policy=TrafficPolicy.LOCAL)
+    silent = explain(E1, E2, to=to, service=local)
+    assert silent.verdict is Verdict.DROP
+    assert "no endpoint on this node n1 but drained ones (weight 0)" in silent.reason
+    late = endpoint("10.244.2.12", ready=False, terminating=True)
+    served = explain(E1, late, to=to, service=drained)
+    assert [backend.address for backend in served.backends] == [late.address]
+    assert "no endpoint is ready, but for drained ones (weight 0), so 1 term" in served.reason
+    assert "10.244.1.11:8080 (ready, drained (weight 0))" in "\n".join(served.steps)
+
+
+@pytest.mark.parametrize("is_overlay", [True, False])
+def test_a_datagram_is_dropped_behind_the_worker_which_does_not_know_its_flow(
+    is_overlay: bool,
+) -> None:
+    # In a chain that serves pods and the node; only clients from outside find nobody.
+    local = replace(WEB, external_policy=TrafficPolicy.LOCAL)
+    for protocol, port in (("udp", 53), ("tcp", 80)):
+        to = f"203.0.113.9:{port}/{protocol}"
+        answer = explain(
+            E2, source=CLIENT, to=to, service=local, is_overlay=is_overlay, steer_all=True
+        )
+        assert answer.verdict is Verdict.DROP
+        told = "\n".join(lines(answer, "worker"))
+        assert told.endswith("-> drop") == (protocol == "tcp")
+        behind = lines(answer, "filter FORWARD")
+        if protocol == "tcp":
+            assert behind == []
+        else:
+            assert behind[0].endswith("drop it" if is_overlay else "is in refusals -> drop")
+
+
 def test_many_candidates_are_not_all_written_out() -> None:
     answer = explain(*(endpoint(f"10.244.1.{n}") for n in range(20, 60)))
     assert len(answer.backends) == 40

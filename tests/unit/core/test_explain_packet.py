@@ -27,6 +27,11 @@ from nfqproxy.model import Protocol
             ),
         ),
         (
+            "10.0.0.2",
+            "172.30.0.41:80/TCP",  # as manifests write it
+            Packet(source="10.0.0.2", destination="172.30.0.41", protocol=Protocol.TCP, port=80),
+        ),
+        (
             "FD00::1%eth0",
             "[fd00:10:96::0010]:65535/sctp",
             Packet(
@@ -69,7 +74,7 @@ def test_packets(source: str, destination: str, expected: Packet) -> None:
         ("10.0.0.2", "10.0.0.3", "names no protocol"),
         ("10.0.0.2", "10.0.0.3:80", "names no protocol"),
         ("10.0.0.2", "10.0.0.3:80/", '"" is no protocol'),
-        ("10.0.0.2", "10.0.0.3:80/TCP", '"TCP" is no protocol'),
+        ("10.0.0.2", "10.0.0.3:80/tpc", '"tpc" is no protocol'),
         ("10.0.0.2", "10.0.0.3/tcp", "names no port"),
         ("10.0.0.2", "10.0.0.3:/tcp", '"" is no port'),
         ("10.0.0.2", "10.0.0.3:0/tcp", '"0" is no port'),

@@ -1,6 +1,7 @@
 """Slots and elements of the kernel fallback."""
 
 from collections import Counter
+from itertools import product
 
 import msgspec
 import pytest
@@ -383,10 +384,13 @@ class Kernel:
 def test_differences_lead_to_the_reference_state(
     history: list[tuple[dict[FrontendKey, FrontendPlan], NodeContext]],
 ) -> None:
-    for family in Family:
+    for family, is_told in product(Family, (False, True)):
         state, kernel = KernelState(family), Kernel()
+        before: dict[FrontendKey, FrontendPlan] = {}
         for plans, node in history:
-            kernel.take(state.advance(plans, node))
+            altered = [key for key in {**before, **plans} if before.get(key) != plans.get(key)]
+            kernel.take(state.advance(plans, node, altered if is_told else None))
+            before = plans
             want = family_elements(family, plans, node)
             assert kernel.members == want.members
             assert kernel.elements == want.elements

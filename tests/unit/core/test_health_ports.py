@@ -18,7 +18,7 @@ def service_port(
     )
 
 
-def endpoint(address: str, node: str = "n1", port: int = 8080, **fields: bool) -> Endpoint:
+def endpoint(address: str, node: str = "n1", port: int = 8080, **fields: int) -> Endpoint:
     return Endpoint(address=address, port=port, node=node, **fields)
 
 
@@ -28,6 +28,7 @@ def test_ready_local_addresses_are_counted_once() -> None:
         endpoint("10.244.1.2", ready=False, serving=True, terminating=True),
         endpoint("10.244.1.3", ready=False, serving=False),
         endpoint("10.244.2.1", node="n2"),
+        endpoint("10.244.1.5", weight=0),
     )
     https = service_port(
         endpoint("10.244.1.1", port=8443), endpoint("10.244.1.4", port=8443), name="https"

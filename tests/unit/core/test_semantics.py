@@ -3,6 +3,7 @@
 from itertools import product
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from nfqproxy.control.objects import (
 )
 from nfqproxy.control.table import ServiceTable, service_ports
 from nfqproxy.core.explain import Explainer, Packet
+from nfqproxy.core.plan_table import PlanTable
 from nfqproxy.core.plans import plans_for_node
 from nfqproxy.model import Family, Protocol, TrafficPolicy
 from tests.unit.core.semantics import World
@@ -277,6 +279,36 @@ def test_any_order_of_the_same_events_gives_the_same_plans(before, after, chance
     from_nothing = service_ports(objects, node_name=settings.node_name).values()
     plans = plans_for_node(ports, node, settings)
     assert plans == plans_for_node(from_nothing, node, settings)
+
+
+@given(worlds(), worlds(), st.sampled_from((False, True)), st.randoms(use_true_random=False))
+def test_plans_kept_by_difference_are_those_made_from_nothing(before, after, is_overlay, chance):
+    """Object by object; each change names exactly what differs from the plans before it."""
+    objects, settings = after
+    settings = msgspec.structs.replace(settings, is_overlay=is_overlay, steer_all=is_overlay)
+    node = node_context(objects, settings)
+    services = ServiceTable(settings.node_name)
+    services.replace(before[0])
+    table = PlanTable(settings)
+    assert table.replace(services.ports.values(), node).upserts == table.plans
+    events = [("services", item) for item in objects.services]
+    events += [("endpoint_slices", item) for item in objects.endpoint_slices]
+    events += [("removed_services", (item.namespace, item.name)) for item in objects.services]
+    chance.shuffle(events)
+    for kind, item in events:
+        old = dict(table.plans)
+        diff = services.apply(**{kind: [item]})
+        touched = (*diff.added, *diff.changed)
+        change = table.apply([services.ports[name] for name in touched], diff.removed)
+        assert table.plans == plans_for_node(services.ports.values(), node, settings)
+        assert change.upserts == {
+            key: plan for key, plan in table.plans.items() if old.get(key) != plan
+        }
+        assert set(change.removes) == old.keys() - table.plans.keys()
+        assert len(change.keys) == len(set(change.keys))
+    elsewhere = msgspec.structs.replace(node, zone="z2", node_port_addresses=("192.0.2.77",))
+    table.replace(services.ports.values(), elsewhere)
+    assert table.plans == plans_for_node(services.ports.values(), elsewhere, settings)
 
 
 @given(worlds())

@@ -28,6 +28,9 @@ CLASSIFIER_ARGUMENTS = (
         ("fd00:10:244:1::9", ClientClass.POD),
         ("fd00:10:245::1", ClientClass.EXTERNAL),
         ("2001:db8:2::1", ClientClass.NODE),
+        ("::1", ClientClass.NODE),
+        ("::2", ClientClass.EXTERNAL),
+        ("7f00::1", ClientClass.EXTERNAL),
         ("::", ClientClass.EXTERNAL),
     ],
 )

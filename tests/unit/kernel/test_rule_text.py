@@ -17,18 +17,20 @@ GOLDEN_IPTABLES = """\
 -I PREROUTING 1 ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
 -I OUTPUT 1 -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
 -A NFQPROXY-FLOWS -p udp -m set --match-set nfqproxy-frontends-4 dst,dst -m conntrack \
---ctstate DNAT --ctdir ORIGINAL -j SET --add-set nfqproxy-flows-4 src,src,dst --exist
+--ctstate DNAT,ESTABLISHED --ctdir ORIGINAL -j SET --add-set nfqproxy-flows-4 src,src,dst --exist
 COMMIT
 *raw
 :NFQPROXY-QUEUE - [0:0]
 -A PREROUTING ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
 -A OUTPUT -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
 -A NFQPROXY-QUEUE -p tcp -m tcp --syn -m set --match-set nfqproxy-frontends-4 dst,dst \
--j NFQUEUE --queue-num 7 --queue-bypass
+-m conntrack ! --ctstate UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
 -A NFQPROXY-QUEUE -p udp -m set --match-set nfqproxy-frontends-4 dst,dst \
--m set ! --match-set nfqproxy-flows-4 src,src,dst -j NFQUEUE --queue-num 7 --queue-bypass
+-m set ! --match-set nfqproxy-flows-4 src,src,dst \
+-m conntrack ! --ctstate UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
 -A NFQPROXY-QUEUE -p sctp -m sctp --chunk-types only INIT \
--m set --match-set nfqproxy-frontends-4 dst,dst -j NFQUEUE --queue-num 7 --queue-bypass
+-m set --match-set nfqproxy-frontends-4 dst,dst \
+-m conntrack ! --ctstate UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
 COMMIT
 """
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from nfqproxy.errors import InputError, NfqproxyError
 from nfqproxy.kernel.processes import ProcessRef
 from nfqproxy.lab import state as states
-from nfqproxy.lab.cluster import Lab
+from nfqproxy.lab.standing import Lab
 from nfqproxy.lab.state import LabState
 
 
@@ -56,6 +56,16 @@ def test_a_folder_without_state_is_removed() -> None:
     (states.FOLDER / "one" / "state.json").unlink()
     assert states.load("one") is None
     assert states.remove("one") is True
+
+
+def test_the_pods_of_a_second_node_are_known() -> None:
+    """Whoever removes the lab of a killed process finds them."""
+    states.claim(replace(plan(), far_pods=2))
+    state = states.load("one")
+    assert state is not None
+    names = [member.name for member in state.topology().group]
+    assert names[-3:] == ["nfqp-none00-pod-1-13", "nfqp-none00-pod-2-11", "nfqp-none00-pod-2-12"]
+    assert "nfqp-none00-n2" in names
 
 
 def test_a_damaged_state_says_what_to_do() -> None:

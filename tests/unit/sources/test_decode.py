@@ -341,6 +341,14 @@ INGRESS = ["status", "loadBalancer", "ingress", 0]
         (SERVICE, ["spec", "clusterIPs", 1], "10.96.0.11", SVC, "spec.clusterIPs", "two addresses of one family"),
         (SERVICE, ["spec", "externalIPs", 0], "web", SVC, "spec.externalIPs[0]", '"web" is not an IP address'),
         (SERVICE, [*INGRESS, "ip"], "1.2.3", SVC, "status.loadBalancer.ingress[0].ip", "is not an IP address"),
+        (SERVICE, ["spec", "externalIPs", 0], "127.0.0.1", SVC, "spec.externalIPs", "127.0.0.1 is a loopback address"),
+        (SERVICE, ["spec", "externalIPs", 0], "::1", SVC, "spec.externalIPs", "::1 is a loopback address"),
+        (SERVICE, ["spec", "externalIPs", 0], "::", SVC, "spec.externalIPs", ":: is the unspecified address"),
+        (SERVICE, ["spec", "externalIPs", 0], "fe80::1", SVC, "spec.externalIPs", "fe80::1 is a link-local address"),
+        (SLICE, ["endpoints", 0, "addresses", 0], "0.0.0.0", SL, "endpoints[0].addresses[0]", "is the unspecified address"),
+        (SLICE, ["endpoints", 0, "addresses", 0], "127.0.0.53", SL, "endpoints[0].addresses[0]", "is a loopback address"),
+        (SLICE, ["endpoints", 0, "addresses", 0], "169.254.169.254", SL, "endpoints[0].addresses[0]", "is a link-local address"),
+        (SLICE, ["endpoints", 0, "addresses", 0], "224.0.0.251", SL, "endpoints[0].addresses[0]", "is a link-local multicast address"),
         (SLICE, ["endpoints", 1, "addresses", 0], "fd00::1", SL, "endpoints[1].addresses[0]", "fd00::1 is not of the slice's addressType IPv4"),
         (SLICE, ["endpoints", 0, "addresses", 1], "fd00::1", SL, "endpoints[0].addresses[1]", "move it to a slice of addressType IPv6"),
         (SLICE, ["addressType"], "IPv6", SL, "endpoints[0].addresses[0]", "move it to a slice of addressType IPv4"),
@@ -382,6 +390,11 @@ def test_a_fault_names_file_object_field_and_problem(text, path, value, name, fi
     assert (error.file, error.object_name, error.field) == ("m.yaml", name, field)
     assert problem in error.problem
     assert str(error) == f"m.yaml: {name}: {field}: {error.problem}"
+
+
+@pytest.mark.parametrize("address", ["fe8::1", "::1:2", "12.0.0.1", "224.0.1.1", "ff0e::1"])
+def test_an_external_ip_may_look_like_a_special_one(address):
+    assert decode(change(SERVICE, ["spec", "externalIPs", 0], address), FILE)
 
 
 @pytest.mark.parametrize("document", [None, 1, "text", [], [{}]])

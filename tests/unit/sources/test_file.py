@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from nfqproxy.control.objects import ObjectChange, Service
 from nfqproxy.control.table import service_ports
 from nfqproxy.errors import ManifestError
 from nfqproxy.model import Family
 from nfqproxy.sources import file
+from nfqproxy.sources import paths as on_disk
 from nfqproxy.sources.file import Loader, load
 
 # Services, slices and a Node behind real kube-proxy dumps; kept beside the repository.
@@ -217,24 +219,82 @@ def test_only_altered_files_are_decoded_again(write, monkeypatch):
         file, "decode", lambda *arguments: decoded.append(arguments[1].origin) or decode(*arguments)
     )
     loader = Loader([first.parent])
-    assert names(loader.load()) == ["a", "b"]
+    loader.load()
+    assert names(loader.objects) == ["a", "b"]
     write("d/b.yaml", service("c"))
-    assert names(loader.load()) == ["a", "c"]
+    change = loader.load()
+    assert [item.name for item in change.upserts] == ["c"]
+    assert change.removes == ((Service, "default", "b"),)
+    assert names(loader.objects) == ["a", "c"]
     assert decoded == [str(first), str(second), str(second)]
     second.unlink()
-    assert names(loader.load()) == ["a"]
+    assert loader.load() == ObjectChange(removes=((Service, "default", "c"),))
+    assert names(loader.objects) == ["a"]
     assert len(decoded) == 3
+
+
+def test_only_named_files_are_read_again(write, monkeypatch):
+    first, second = write("d/a.yaml", service("a")), write("d/b.yaml", service("b"))
+    loader = Loader([first.parent])
+    loader.load()
+    read = []
+    whole = on_disk.read
+    monkeypatch.setattr(on_disk, "read", lambda name: read.append(name) or whole(name))
+    write("d/b.yaml", service("b") + "---\n" + service("c"))
+    change = loader.load_altered([second])
+    assert [item.name for item in change.upserts] == ["c"]
+    assert not change.removes
+    assert read == [second]
+    write("d/b.yaml", service("c").replace("port: 80", "port: 81"))
+    change = loader.load_altered([second])
+    assert [item.ports[0].port for item in change.upserts] == [81]
+    assert change.removes == ((Service, "default", "b"),)
+    assert names(loader.objects) == ["a", "c"]
+    assert not loader.load_altered([second])
+
+
+def test_a_fault_in_a_named_file_changes_nothing(write):
+    first, second = write("d/a.yaml", service("a")), write("d/b.yaml", service("b"))
+    loader = Loader([first.parent])
+    loader.load()
+    good = loader.objects
+    for text, told in (
+        (service("c") + "---\n" + service("a"), f"Service default/a: is given in {first} too"),
+        (service("c") * 1 + "---\n" + service("c"), "is given twice in this file"),
+        ("", "is empty"),
+    ):
+        write("d/b.yaml", text)
+        with pytest.raises(ManifestError, match=re.escape(told)):
+            loader.load_altered([second])
+        assert loader.objects == good
+    # An object may move from one file to the other.
+    write("d/a.yaml", service("b"))
+    write("d/b.yaml", service("a"))
+    assert not loader.load_altered([first, second]).removes
+    assert names(loader.objects) == ["a", "b"]
+
+
+def test_a_file_not_read_before_leads_to_a_look_at_all(write):
+    first = write("d/a.yaml", service("a"))
+    loader = Loader([first.parent])
+    loader.load()
+    second = write("d/b.yaml", service("b"))
+    assert [item.name for item in loader.load_altered([second]).upserts] == ["b"]
+    assert names(loader.objects) == ["a", "b"]
 
 
 def test_a_file_that_turns_bad_and_back_leaves_no_trace(write):
     path = write("a.yaml", service("a"))
     loader = Loader([path])
-    good = loader.load()
+    loader.load()
+    good = loader.objects
     write("a.yaml", "kind: [")
     with pytest.raises(ManifestError):
         loader.load()
+    assert loader.objects == good
     write("a.yaml", service("a"))
-    assert loader.load() == good
+    assert not loader.load()
+    assert loader.objects == good
 
 
 def test_the_manifest_in_the_documentation_is_read(write):

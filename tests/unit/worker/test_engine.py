@@ -188,7 +188,10 @@ def test_a_late_packet_goes_with_its_entry(found: ctnetlink.Entry, counted: str)
     ("found", "counted"),
     [
         (entry("10.244.9.9", state=ctnetlink.TCP_CONNTRACK_SYN_SENT), "backend_gone"),
-        (entry(state=ctnetlink.TCP_CONNTRACK_SYN_SENT, is_dnat=False), "poisoned"),
+        (
+            entry("10.96.0.80", state=ctnetlink.TCP_CONNTRACK_SYN_SENT, is_dnat=False),
+            "poisoned",
+        ),
     ],
 )
 def test_an_entry_that_leads_nowhere_goes_with_its_packet(

@@ -1,6 +1,6 @@
 /*
- * The bench's load: N TCP SYNs, each with its own (source address, source port), as fast as the
- * node takes them and never faster: before every batch the number of packets that wait in the
+ * The bench's load: N TCP SYNs or UDP datagrams, each with its own (source address, source port), as
+ * fast as the node takes them and never faster: before every batch the number of packets that wait in the
  * node's NFQUEUEs is read, and nothing is sent while it exceeds the bound. So the queue and its
  * socket never overflow, and the worker under test always has work.
  *
@@ -11,10 +11,11 @@
  * The gauge is /proc/net/netfilter/nfnetlink_queue (net/netfilter/nfnetlink_queue.c, seq_show) of
  * the node namespace, opened from inside it and kept.
  *
- * Usage: synflood -c CLIENT_NETNS -n NODE_NETNS -i DEVICE -m NODE_MAC -d VIP -p PORT
- *                 -f FIRST_SOURCE -k COUNT -w IN_FLIGHT [-r PER_SECOND]
- * A network namespace is named by its file. Sources are FIRST_SOURCE onwards, 32768 ports
- * (1024..33791) each. Prints one JSON object.
+ * Usage: flood -c CLIENT_NETNS -n NODE_NETNS -i DEVICE -m NODE_MAC -d VIP -p PORT
+ *              -f FIRST_SOURCE -s PORTS -k COUNT -w IN_FLIGHT [-r PER_SECOND] [-b BATCH] [-u]
+ * A network namespace is named by its file. Sources are FIRST_SOURCE onwards, PORTS ports (1024..) each;
+ * the kernel's --queue-balance goes by addresses alone, so few PORTS spread the load over queues. -u sends
+ * UDP. BATCH: frames per system call, 64 unless told. Prints one JSON object.
  * Exit: 0 all sent and the queues empty, 1 a system call failed, 2 wrong usage, 4 the queue stood
  * still for two seconds.
  */
@@ -36,9 +37,19 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 64, PORTS = 32768, FIRST_PORT = 1024, STALL_S = 2, NAP_NS = 50000 };
+enum { MAX_BATCH = 64, MAX_PORTS = 32768, FIRST_PORT = 1024, STALL_S = 2, NAP_NS = 50000 };
 
-/* A Linux client's SYN: 20 bytes of IPv4, 20 of TCP, 20 of options. */
+/* What differs between frames is at the same place in both kinds. */
+struct __attribute__((packed)) tcp {
+    uint32_t sequence, acknowledgement;
+    uint8_t offset, flags;
+    uint16_t window, checksum, urgent;
+    uint8_t options[20]; /* a Linux client's SYN has as many */
+};
+struct __attribute__((packed)) udp {
+    uint16_t length, checksum;
+    uint32_t number; /* the payload */
+};
 struct __attribute__((packed)) frame {
     uint8_t destination_mac[6], source_mac[6];
     uint16_t ethertype;
@@ -48,10 +59,7 @@ struct __attribute__((packed)) frame {
     uint16_t ip_checksum;
     uint32_t source, destination;
     uint16_t source_port, destination_port;
-    uint32_t sequence, acknowledgement;
-    uint8_t offset, flags;
-    uint16_t window, tcp_checksum, urgent;
-    uint8_t options[20];
+    union { struct tcp tcp; struct udp udp; };
 };
 
 static uint64_t now_ns(void)
@@ -63,7 +71,7 @@ static uint64_t now_ns(void)
 
 static void die(const char *operation)
 {
-    fprintf(stderr, "synflood: %s: %s\n", operation, strerror(errno));
+    fprintf(stderr, "flood: %s: %s\n", operation, strerror(errno));
     exit(1);
 }
 
@@ -134,7 +142,7 @@ static void wait_for_room(int gauge, unsigned bound)
         if (count < last)
             moved = now_ns();
         else if (now_ns() - moved > STALL_S * 1000000000ull) {
-            fprintf(stderr, "synflood: %u packets wait and none was answered for %d s\n", count, STALL_S);
+            fprintf(stderr, "flood: %u packets wait and none was answered for %d s\n", count, STALL_S);
             exit(4);
         }
         last = count;
@@ -150,10 +158,10 @@ int main(int argc, char **argv)
 {
     const char *client = NULL, *node = NULL, *device = NULL;
     struct in_addr vip = {0}, first = {0};
-    unsigned mac[6], port = 0, in_flight = 0;
+    unsigned mac[6], port = 0, ports = 0, in_flight = 0;
     unsigned long long count = 0, rate = 0;
-    int option, have = 0;
-    while ((option = getopt(argc, argv, "c:n:i:m:d:p:f:k:w:r:")) != -1)
+    int option, have = 0, is_udp = 0, batch = MAX_BATCH;
+    while ((option = getopt(argc, argv, "c:n:i:m:d:p:f:s:k:w:r:b:u")) != -1)
         switch (option) {
         case 'c': client = optarg; break;
         case 'n': node = optarg; break;
@@ -162,13 +170,17 @@ int main(int argc, char **argv)
         case 'd': have += inet_pton(AF_INET, optarg, &vip) == 1; break;
         case 'f': have += inet_pton(AF_INET, optarg, &first) == 1; break;
         case 'p': port = (unsigned)atoi(optarg); break;
+        case 's': ports = (unsigned)atoi(optarg); break;
         case 'k': count = strtoull(optarg, NULL, 10); break;
         case 'w': in_flight = (unsigned)atoi(optarg); break;
         case 'r': rate = strtoull(optarg, NULL, 10); break;
+        case 'b': batch = atoi(optarg); break;
+        case 'u': is_udp = 1; break;
         default: return 2;
         }
-    if (!client || !node || !device || have != 3 || !port || port > 65535 || !count || !in_flight) {
-        fprintf(stderr, "synflood: an option is missing or wrong; the head of synflood.c lists them\n");
+    if (!client || !node || !device || have != 3 || !port || port > 65535 || !count || !in_flight ||
+        !ports || ports > MAX_PORTS || batch < 1 || batch > MAX_BATCH) {
+        fprintf(stderr, "flood: an option is missing or wrong; the head of flood.c lists them\n");
         return 2;
     }
     enter(node);
@@ -188,43 +200,58 @@ int main(int argc, char **argv)
     if (setsockopt(fd, SOL_PACKET, PACKET_QDISC_BYPASS, &one, sizeof one))
         die("setsockopt(PACKET_QDISC_BYPASS)");
 
+    const uint8_t protocol = is_udp ? IPPROTO_UDP : IPPROTO_TCP;
+    const uint16_t length = 20 + 4 + (is_udp ? sizeof(struct udp) : sizeof(struct tcp));
     struct frame model = {
         .ethertype = htons(ETH_P_IP),
-        .version = 0x45, .length = htons(60), .fragment = htons(0x4000), .ttl = 64, .protocol = IPPROTO_TCP,
+        .version = 0x45, .length = htons(length), .fragment = htons(0x4000), .ttl = 64, .protocol = protocol,
         .destination = vip.s_addr, .destination_port = htons((uint16_t)port),
-        .offset = 0xa0, .flags = 0x02, .window = htons(64240),
-        /* MSS 1460, SACK permitted, timestamps, NOP, window scale 7 */
-        .options = {2, 4, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7},
     };
+    if (is_udp)
+        model.udp = (struct udp){.length = htons(length - 20)};
+    else
+        model.tcp = (struct tcp){
+            .offset = 0xa0, .flags = 0x02, .window = htons(64240),
+            /* MSS 1460, SACK permitted, timestamps, NOP, window scale 7 */
+            .options = {2, 4, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7},
+        };
     for (int i = 0; i < 6; i++)
         model.destination_mac[i] = (uint8_t)mac[i];
     model.source_mac[0] = 2;
     uint32_t ip_base = add(0, &model.version, 20);
-    uint16_t pseudo[2] = {htons(IPPROTO_TCP), htons(40)};
-    uint32_t tcp_base = add(add(add(0, &model.destination, 4), pseudo, 4), &model.source_port, 40);
+    uint16_t pseudo[2] = {htons(protocol), htons(length - 20)};
+    uint32_t base = add(add(add(0, &model.destination, 4), pseudo, 4), &model.source_port, length - 20u);
 
-    static struct frame frames[BATCH];
-    static struct iovec vectors[BATCH];
-    static struct mmsghdr messages[BATCH];
-    for (int i = 0; i < BATCH; i++) {
+    static struct frame frames[MAX_BATCH];
+    static struct iovec vectors[MAX_BATCH];
+    static struct mmsghdr messages[MAX_BATCH];
+    for (int i = 0; i < batch; i++) {
         frames[i] = model;
-        vectors[i] = (struct iovec){&frames[i], sizeof frames[i]};
+        vectors[i] = (struct iovec){&frames[i], ETH_HLEN + length};
         messages[i].msg_hdr = (struct msghdr){.msg_iov = &vectors[i], .msg_iovlen = 1};
     }
     struct rusage started, usage;
     getrusage(RUSAGE_SELF, &started);
     uint64_t begin = now_ns(), due = begin, retries = 0;
     for (unsigned long long sent = 0; sent < count;) {
-        int size = count - sent < BATCH ? (int)(count - sent) : BATCH;
+        int size = count - sent < (unsigned)batch ? (int)(count - sent) : batch;
         for (int i = 0; i < size; i++) {
             struct frame *frame = &frames[i];
             unsigned long long number = sent + (unsigned)i;
-            frame->source = htonl(ntohl(first.s_addr) + (uint32_t)(number / PORTS));
-            frame->source_port = htons((uint16_t)(FIRST_PORT + number % PORTS));
-            frame->sequence = (uint32_t)number * 2654435761u;
+            frame->source = htonl(ntohl(first.s_addr) + (uint32_t)(number / ports));
+            frame->source_port = htons((uint16_t)(FIRST_PORT + number % ports));
             frame->ip_checksum = fold(add(ip_base, &frame->source, 4));
-            uint32_t sum = add(add(tcp_base, &frame->source, 4), &frame->source_port, 2);
-            frame->tcp_checksum = fold(add(sum, &frame->sequence, 4));
+            uint32_t mixed = (uint32_t)number * 2654435761u;
+            uint32_t sum = add(add(base, &frame->source, 4), &frame->source_port, 2);
+            sum = add(sum, &mixed, 4);
+            if (is_udp) {
+                frame->udp.number = mixed;
+                uint16_t checksum = fold(sum);
+                frame->udp.checksum = checksum ? checksum : 0xffff; /* 0 says: none, RFC 768 */
+            } else {
+                frame->tcp.sequence = mixed;
+                frame->tcp.checksum = fold(sum);
+            }
         }
         wait_for_room(gauge, in_flight);
         if (rate) {
@@ -245,12 +272,13 @@ int main(int argc, char **argv)
         }
         sent += (unsigned)size;
     }
+    uint64_t sending = now_ns() - begin;
     wait_for_room(gauge, 0);
     uint64_t wall = now_ns() - begin;
     getrusage(RUSAGE_SELF, &usage);
-    printf("{\"sent\": %llu, \"wall_ns\": %llu, \"user_us\": %lld, \"system_us\": %lld, \"naps\": %llu, "
+    printf("{\"sent\": %llu, \"sending_ns\": %llu, \"wall_ns\": %llu, \"user_us\": %lld, \"system_us\": %lld, \"naps\": %llu, "
            "\"retries\": %llu, \"most_waiting\": %u}\n",
-           count, (unsigned long long)wall,
+           count, (unsigned long long)sending, (unsigned long long)wall,
            microseconds(&started.ru_utime, &usage.ru_utime), microseconds(&started.ru_stime, &usage.ru_stime),
            (unsigned long long)laps_waited, (unsigned long long)retries, most_waiting);
     return 0;

@@ -1,0 +1,102 @@
+"""More new connections than the worker takes: who serves them, and is any lost?
+
+The load is sent regardless of what waits, 2 and 10 times as fast as the worker takes it. One sender
+cannot outrun a worker with a CPU of its own by that much, so the worker shares its CPU with a busy
+neighbour of a higher priority, which leaves it about a tenth. What it takes then is measured anew in every
+round, before the load; what the sender really reached is the metric ``offered``.
+
+When the worker's queue (of 1,024 packets here) is full the kernel lets packets pass undecided
+(fail-open) and nfqproxy's fallback rules serve them. Every connection must have arrived at a backend
+over one right entry, the shares of both together as the weights say; one that is lost ends the run.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.contenders import Nfqproxy
+from bench.flows import measure
+from bench.load import Load
+from bench.native import program
+from bench.observation import Observation, Scale
+from bench.process import service
+from bench.stands import Setup, Stand, checked, observations
+from bench.world import check_table_room, world
+
+_FACTORS = (2, 10)
+# A short queue, so that few connections overfill it: at factor 2 half of them wait at the end.
+_QUEUE_LENGTH = 1024
+_LEAST_CONNECTIONS = 6 * _QUEUE_LENGTH
+_BATCH = 64
+_NICE = 10
+_NEIGHBOUR = ("sh", "-c", "while :; do :; done")
+
+
+def _be_nice(pid: int) -> None:
+    """Lowers a process's priority against everybody else on its CPU.
+
+    The worker leads a session of its own, and with sched_autogroup_enabled it is sessions that share a CPU:
+    then their own nice value counts (sched(7), "The autogroup feature").
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, _NICE)
+    group = Path("/proc") / str(pid) / "autogroup"
+    if group.exists():
+        group.write_text(f"{_NICE}\n")
+
+
+class Overload:
+    """Metrics ``capacity``, ``offered`` in 1/s, ``by_worker``, ``by_fallback``, ``lost`` as shares.
+
+    Parameter ``factor``: how many times the capacity was asked for.
+    """
+
+    name = "overload"
+    title = "More connections than the worker takes: who serves them?"
+
+    def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
+        """Raises NfqproxyError if a connection was lost or went wrong."""
+        connections = max(scale.connections, _LEAST_CONNECTIONS)
+        checked([Nfqproxy()])
+        check_table_room(connections)
+        program("flood")
+
+        def measured(stand: Stand, number: int) -> list[Observation]:
+            if number == 0:
+                return []  # every round begins with a load that warms up
+            for worker in stand.serving.workers:
+                _be_nice(worker)
+            # It belongs to the node's namespace only so that it goes with it.
+            with service(stand.world.node, *_NEIGHBOUR, cpu=stand.placement.worker):
+                return self._observe(stand, number, connections)
+
+        setups = [Setup(Nfqproxy(queue_length=_QUEUE_LENGTH), world((1, 1, 1)))]
+        return observations(setups, scale, progress, measured)
+
+    def _observe(self, stand: Stand, number: int, connections: int) -> list[Observation]:
+        cpu = stand.placement.sender
+        taken = Load(connections=connections, cpu=cpu, in_flight=_QUEUE_LENGTH - 2 * _BATCH)
+        paced = measure(stand, taken, round_number=number)
+        capacity = paced.sent.per_second
+        found: list[Observation] = []
+        for factor in _FACTORS:
+            load = Load(
+                connections=connections,
+                cpu=cpu,
+                in_flight=0,
+                rate=round(capacity * factor),
+                batch=_BATCH,
+            )
+            sample = measure(stand, load, round_number=number, may_fall_back=True)
+            by_worker = (sample.installed or 0) / connections
+            arrived = sum(sample.shares.values()) / connections
+            values = (
+                ("capacity", "1/s", capacity),
+                ("offered", "1/s", connections / sample.sent.sending_ns * 1e9),
+                ("by_worker", "share", by_worker),
+                ("by_fallback", "share", arrived - by_worker),
+                ("lost", "share", 1 - arrived),
+            )
+            found += [
+                stand.observation(self.name, *value, number, factor=factor) for value in values
+            ]
+        return found
