@@ -118,6 +118,7 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
             non_pod_backends=NonPodBackends(self.masquerade_non_pod_backends),
             is_overlay=self.mode == "overlay",
             steer_all=self.steer_all,
+            marks=MarkMask(self.mark_mask) if self.data_path == DataPath.MARK else None,
         )
 
 
