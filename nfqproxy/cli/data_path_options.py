@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
+from nfqproxy.errors import InputError
 from nfqproxy.model import DEFAULT_MARK_MASK
 from nfqproxy.sources.config import DATA_PATHS
 
@@ -16,8 +17,8 @@ def _bits(text: str) -> int:
     try:
         return int(text, 0)
     except ValueError:
-        raise click.BadParameter(
-            f'"{text}" is no number; write it like {DEFAULT_MARK_MASK:#x}'
+        raise InputError(
+            f'--mark-mask: "{text}" is no number; write it like {DEFAULT_MARK_MASK:#x}'
         ) from None
 
 

@@ -101,6 +101,14 @@ def test_the_mark_alone_translates(cluster: Topology) -> None:
         )
         node.run("nft", "flush map ip nfqproxy slot-count")
         assert ask_tcp(client, VIP, 80).name.startswith("pod-")
+        # A worker that starts anew knows the marks.
+        killed = proxy.kill_worker()
+        wait_until(
+            lambda: (worker := proxy.status()["workers"][0])["ready"] and worker["pid"] != killed,
+            "a new worker is ready",
+        )
+        assert ask_tcp(client, VIP, 80).name.startswith("pod-")
+        assert proxy.installed() == 1
 
 
 COUNTERS = """\
