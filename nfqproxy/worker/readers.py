@@ -249,19 +249,23 @@ class NetlinkReader:
             self._send(self._accept_up_to + packets[-1][0].to_bytes(4, byteorder))
             return
         pack, accept, header = self._pack_marked, self._accept, self._mark_header
-        queue = self.queue_socket.queue
-        drop = frozenset(dropped)
+        drop, mark_of = frozenset(dropped), marks.get
         self._send(
             b"".join(
-                pack(accept, packet_id, header, marks[packet_id].to_bytes(4))
-                if packet_id in marks and packet_id not in drop
-                else nfqueue.verdict(
-                    queue,
-                    socket.ntohl(packet_id),
-                    nfqueue.NF_DROP if packet_id in drop else nfqueue.NF_ACCEPT,
-                )
-                for packet_id, _arrival, _payload in packets
+                [
+                    pack(accept, packet_id, header, mark.to_bytes(4))
+                    if (mark := mark_of(packet_id)) is not None and packet_id not in drop
+                    else self._plain_verdict(packet_id, is_dropped=packet_id in drop)
+                    for packet_id, _arrival, _payload in packets
+                ]
             )
+        )
+
+    def _plain_verdict(self, packet_id: int, *, is_dropped: bool) -> bytes:
+        return nfqueue.verdict(
+            self.queue_socket.queue,
+            socket.ntohl(packet_id),
+            nfqueue.NF_DROP if is_dropped else nfqueue.NF_ACCEPT,
         )
 
 
