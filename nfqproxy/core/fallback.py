@@ -156,14 +156,17 @@ def frontend_elements(plan: FrontendPlan) -> FrontendElements:
         elements["sources", match] = f"goto {MASQUERADE_CHAINS[pod, node, external]}"
 
     refused = {
-        plan.actions[each].verdict
+        each: plan.actions[each].verdict
         for each in ClientClass
         if each not in view_of and plan.actions[each].verdict is not Verdict.PASS
     }
     if refused:
-        elements["refusals", match] = (
-            f"goto {'drop' if Verdict.DROP in refused else 'reject'}-frontend"
-        )
+        if refused == {ClientClass.EXTERNAL: Verdict.DROP}:
+            # The others may have a backend that is the frontend itself: untranslated, and theirs.
+            goto_chain = "drop-outsiders"
+        else:
+            goto_chain = "drop-frontend" if Verdict.DROP in refused.values() else "reject-frontend"
+        elements["refusals", match] = f"goto {goto_chain}"
     if plan.allowed_sources is not None:
         elements[_GUARDED, match] = ""
         for network in _collapsed(key.family, plan.allowed_sources):

@@ -223,7 +223,10 @@ def nft_text(family: Family, settings: RuleSettings) -> str:
         pods_to_class="\n".join(f"\t\t{match} goto class-pod" for match in pods),
     )
     text += _template("refusals.nft").substitute(
-        ip=ip, addr=addr, icmp="icmp" if family is Family.IPV4 else "icmpv6"
+        ip=ip,
+        addr=addr,
+        icmp="icmp" if family is Family.IPV4 else "icmpv6",
+        pods_return="\n".join(f"\t\t{match} return" for match in pods),
     )
     if family is Family.IPV4 and settings.guards_localhost:
         text += _template("localhost.nft").substitute()

@@ -96,12 +96,28 @@ def test_a_backend_that_is_the_frontend() -> None:
             ],
         )
         objects[0]["spec"]["externalIPs"] = addresses
+        # Policy Local binds clients from outside alone, which find nobody on n1.
+        responder.serve(two.namespace, two.name, 9091)
+        local = service(
+            "local",
+            vips=["10.96.0.88", "fd00:10:96::88"],
+            ports=[Port(port=9091, target=9091)],
+            endpoints=[Endpoint(address=a, node=two.name) for a in addresses[2:]],
+            external_local=True,
+        )
+        local[0]["spec"]["externalIPs"] = addresses[2:]
+
+        def ask_local() -> set[str]:
+            callers = (pod, one.namespace)
+            return {ask_tcp(caller, to, 9091).name for caller in callers for to in addresses[2:]}
+
         pod = built.pods_of("n1")[0].namespace
         # The client is n2's neighbour, and speaks to it past n1.
         asked = [(built.client.namespace, to) for to in addresses[:2]] + [
             (pod, to) for to in addresses
         ]
-        with Proxy(one.namespace, objects) as proxy:
+        with Proxy(one.namespace, objects + local) as proxy:
+            assert ask_local() == {two.name}
             by_worker = set()
             for namespace, to in asked * 4:
                 before = proxy.packets()
@@ -110,6 +126,7 @@ def test_a_backend_that_is_the_frontend() -> None:
                 assert proxy.packets() - before <= 2
                 ask_tcp(namespace, to, 9090)
             proxy.lose_workers()
+            assert ask_local() == {two.name}
             by_fallback = {_whole_flow(namespace, to, two) for namespace, to in asked * 4}
     assert by_worker == by_fallback == {"n1", "n2"}
 

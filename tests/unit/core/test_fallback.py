@@ -176,9 +176,14 @@ def test_a_class_that_is_refused_is_in_no_map_and_dropped_in_the_end() -> None:
         "by-class": "",
         "slot-count-pod": "goto pick-1",
         "slot-count-node": "goto pick-1",
-        "refusals": "goto drop-frontend",
+        "refusals": "goto drop-outsiders",
     }
     assert ("cluster-ips", "10.96.0.10") not in own.shared
+
+
+def test_where_nobody_is_served_everybody_is_dropped() -> None:
+    own = frontend_elements(plan(WEB, pods(1), (Verdict.DROP,) * 3))
+    assert maps(own, *ALL_CLASSES) == {"refusals": "goto drop-frontend"}
 
 
 def two_sets(cluster: list[Backend], local: list[Backend], affinity_s: int = 0) -> FrontendPlan:
