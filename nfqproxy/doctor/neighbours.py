@@ -7,12 +7,12 @@ from msgspec import Struct
 
 from nfqproxy.api import admin
 from nfqproxy.doctor.check import Finding, fail, ok, unknown, warn
-from nfqproxy.errors import KernelError, NfqproxyError
+from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel import commands, iptables
 from nfqproxy.kernel.counters import QueueStatistics, queue_statistics
 from nfqproxy.kernel.mark_users import conflict, free_mask, mark_users
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
-from nfqproxy.model import Family, MarkMask
+from nfqproxy.model import MarkMask
 
 __all__ = ["iptables_mixture", "kube_proxy", "packet_marks", "queue_numbers"]
 
@@ -79,21 +79,10 @@ class _Rules(Struct, frozen=True, kw_only=True):
 
 def _foreign_rules(backend: IptablesBackend) -> _Rules:
     count, has_kube_proxy = 0, False
-    for family in Family:
-        save = iptables.command(family, backend, "save")
-        if save is None:
-            continue
-        for table in iptables.tables(family, backend):
-            try:
-                listing = commands.run([save, "-t", table])
-            except KernelError:
-                continue  # a table of that name which iptables cannot show: not iptables' own
-            lines = listing.splitlines()
-            count += sum(
-                line.startswith("-A ") and iptables.CHAIN_PREFIX not in line for line in lines
-            )
-            # kubelet makes KUBE- chains of its own; this one is kube-proxy's.
-            has_kube_proxy |= any(line.startswith(":KUBE-SERVICES ") for line in lines)
+    for _command, lines in iptables.listings(backend):
+        count += sum(map(iptables.is_foreign, lines))
+        # kubelet makes KUBE- chains of its own; this one is kube-proxy's.
+        has_kube_proxy |= any(line.startswith(":KUBE-SERVICES ") for line in lines)
     return _Rules(count=count, has_kube_proxy=has_kube_proxy)
 
 

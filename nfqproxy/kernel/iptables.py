@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -30,6 +30,8 @@ __all__ = [
     "choose_backend",
     "command",
     "drop_made",
+    "is_foreign",
+    "listings",
     "made_here",
     "parse_own",
     "read_own",
@@ -270,23 +272,33 @@ def choose_backend(wanted: IptablesBackend) -> IptablesBackend:
     return IptablesBackend.NFT
 
 
-def _foreign_rules(backend: IptablesBackend) -> tuple[int, int]:
-    """Return (rules of Kubernetes, all rules), ours not counted."""
-    kube = count = 0
+def listings(backend: IptablesBackend) -> Iterator[tuple[str, list[str]]]:
+    """Return (command, its lines) for every table of both families that exists."""
     for family in Family:
         save = command(family, backend, "save")
         if save is None:
             continue
         for table in tables(family, backend):
             try:
-                listing = commands.run([save, "-t", table])
+                yield f"{save} -t {table}", commands.run([save, "-t", table]).splitlines()
             except KernelError:
                 # A table of that name with content iptables cannot show: not iptables' own.
                 continue
-            for line in listing.splitlines():
-                if line.startswith("-A ") and CHAIN_PREFIX not in line:
-                    count += 1
-                    kube += "KUBE-" in line
-                elif line.startswith(":KUBE-"):
-                    kube += 1
+
+
+def is_foreign(line: str) -> bool:
+    """True for a rule that is not ours."""
+    return line.startswith("-A ") and CHAIN_PREFIX not in line
+
+
+def _foreign_rules(backend: IptablesBackend) -> tuple[int, int]:
+    """Return (rules of Kubernetes, all rules), ours not counted."""
+    kube = count = 0
+    for _command, lines in listings(backend):
+        for line in lines:
+            if is_foreign(line):
+                count += 1
+                kube += "KUBE-" in line
+            elif line.startswith(":KUBE-"):
+                kube += 1
     return kube, count

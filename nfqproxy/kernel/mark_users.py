@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
-from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel import commands, iptables, nft
 from nfqproxy.kernel.rule_settings import IptablesBackend
 from nfqproxy.kernel.rule_text import NFT_TABLE
-from nfqproxy.model import DEFAULT_MARK_MASK, Family, MarkMask
+from nfqproxy.model import DEFAULT_MARK_MASK, MarkMask
 
 __all__ = [
     "MarkUser",
@@ -73,19 +72,11 @@ def bits_of_nft_rule(rule: str) -> int:
 
 def _in_iptables() -> Iterator[MarkUser]:
     for backend in (IptablesBackend.NFT, IptablesBackend.LEGACY):
-        for family in Family:
-            save = iptables.command(family, backend, "save")
-            if save is None:
-                continue
-            for table in iptables.tables(family, backend):
-                try:
-                    lines = commands.run([save, "-t", table]).splitlines()
-                except NfqproxyError:
-                    continue  # a table of that name which iptables cannot show: not iptables' own
-                for line in lines:
-                    bits = bits_of_iptables_rule(line) if iptables.CHAIN_PREFIX not in line else 0
-                    if bits:
-                        yield MarkUser(where=f"{save} -t {table}", rule=line, bits=bits)
+        for command, lines in iptables.listings(backend):
+            for line in filter(iptables.is_foreign, lines):
+                bits = bits_of_iptables_rule(line)
+                if bits:
+                    yield MarkUser(where=command, rule=line, bits=bits)
 
 
 def _in_nft() -> Iterator[MarkUser]:

@@ -2,15 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
-from nfqproxy.lab.topology import Topology, topology
+from nfqproxy.lab.topology import Topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Endpoint, Manifest, Port, service
 from tests.kernel.proxy import RUNS, Proxy, run_cli, wait_until
-from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp, new_flow
+from tests.kernel.responder import Connection, ask_tcp, ask_udp, new_flow
 
 VIP4, VIP6 = "10.96.0.80", "fd00:10:96::80"
 BALANCED = ("198.51.100.7", "2001:db8:51::7")
@@ -18,14 +17,6 @@ PORTS = (
     Port(name="tcp", port=80, target=8080),
     Port(name="udp", port=80, target=8080, protocol="UDP"),
 )
-
-
-@pytest.fixture
-def cluster() -> Iterator[Topology]:
-    with topology() as built, Responder() as responder:
-        for pod in built.pods:
-            responder.serve(pod.namespace, pod.name, 8080)
-        yield built
 
 
 def web(built: Topology, *weights: int) -> list[Manifest]:

@@ -14,7 +14,7 @@ import pytest
 
 from nfqproxy.kernel.counters import queue_statistics
 from nfqproxy.kernel.netns import Namespace
-from nfqproxy.lab.topology import Topology, topology
+from nfqproxy.lab.topology import Topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Manifest, Port, service
 from tests.kernel.proxy import DATA_PATHS, Proxy, wait_until
@@ -44,14 +44,6 @@ MASQUERADE = 0x2000
 def running() -> Iterator[World]:
     with world(data_path="mark", workers=2) as running:
         yield running
-
-
-@pytest.fixture
-def cluster() -> Iterator[Topology]:
-    with topology() as built, Responder() as responder:
-        for pod in built.pods:
-            responder.serve(pod.namespace, pod.name, 8080)
-        yield built
 
 
 def web(built: Topology, *pods: int) -> list[Manifest]:
