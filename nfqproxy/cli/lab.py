@@ -2,12 +2,10 @@
 
 import os
 import secrets
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import msgspec
@@ -16,6 +14,7 @@ from rich.console import Console
 from nfqproxy.cli import lab_options as options
 from nfqproxy.cli.groups import HelpfulGroup, refuse_options_before
 from nfqproxy.errors import HostError, NfqproxyError
+from nfqproxy.kernel.processes import interrupts
 from nfqproxy.lab import state as states
 from nfqproxy.lab.cluster import Cluster
 from nfqproxy.lab.manifest import manifest
@@ -26,21 +25,6 @@ from nfqproxy.lab.services_view import Narrator, show_run
 from nfqproxy.lab.standing import Lab
 from nfqproxy.lab.two_nodes import TwoNodes
 from nfqproxy.lab.view import Screen, show_commands, show_result
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the program as Ctrl-C does: after everything made is removed."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    held = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
 
 
 def _require_root() -> None:
@@ -113,7 +97,7 @@ def lab(
     name = options.STANDING if keep else _passing_name()
     number = secrets.randbelow(2**31) if seed is None else seed
     built = Lab.plan(name, weights=weights, workers=workers, reader=reader)
-    with _sigterm_interrupts(), Screen(quiet=output == "json") as screen, _removed(built) as kept:
+    with interrupts(), Screen(quiet=output == "json") as screen, _removed(built) as kept:
         built.build(screen.step, proxy_seed=seed)
         result = _traffic(built, screen, connections, queries, number)
         if keep:
@@ -160,7 +144,7 @@ def up(weights: tuple[int, ...], reader: str, workers: int, name: str, output: s
     """
     _require_root()
     built = Lab.plan(name, weights=weights, workers=workers, reader=reader)
-    with _sigterm_interrupts(), Screen(quiet=output == "json") as screen, _removed(built) as kept:
+    with interrupts(), Screen(quiet=output == "json") as screen, _removed(built) as kept:
         built.build(screen.step)
         built.hand_over()
         kept.append(built)
@@ -221,7 +205,7 @@ def _run_spread(connections: int, queries: int, seed: int | None, output: str, n
     _require_root()
     standing = Lab.attach(name)
     number = secrets.randbelow(2**31) if seed is None else seed
-    with _sigterm_interrupts(), Screen(quiet=output == "json") as screen:
+    with interrupts(), Screen(quiet=output == "json") as screen:
         standing.occupy()
         try:
             if not standing.is_serving():
@@ -259,7 +243,7 @@ def services(numbers: tuple[int, ...], reader: str, workers: int, output: str, p
     _require_root()
     built = TwoNodes.plan(_passing_name(), workers=workers, reader=reader)
     console = Console(highlight=False, quiet=output == "json")
-    with _sigterm_interrupts(), Screen(quiet=output == "json") as screen, _removed(built):
+    with interrupts(), Screen(quiet=output == "json") as screen, _removed(built):
         built.build(screen.step)
         narrator = Narrator(
             console,

@@ -7,24 +7,69 @@ pid again while a session still bears it, so a stranger cannot be hit (proc(5), 
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from msgspec import Struct
 
-__all__ = ["ProcessRef", "stop_processes", "uninterrupted"]
+__all__ = ["ProcessRef", "interrupts", "stop_processes", "uninterrupted"]
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.01
+"""How soon a lost KeyboardInterrupt comes again, seconds."""
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP end the block with KeyboardInterrupt (main thread).
+
+    Python drops what a signal handler raises inside a finalizer or the callback of a weak reference, such as
+    runs at the end of every ``threading.Thread`` (sys.unraisablehook): then it is raised once more, outside of it.
+    Inside a lock of ``threading`` it comes out as a RuntimeError; after a signal every exception is the signal's.
+    """
+    is_asked = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        nonlocal is_asked
+        is_asked = True
+        raise KeyboardInterrupt
+
+    def dropped(what: "sys.UnraisableHookArgs") -> None:
+        if what.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            hook(what)
+
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
+    held = {s: signal.signal(s, interrupt) for s in (*_ENDS, signal.SIGALRM)}
+    try:
+        yield
+        if is_asked:
+            raise KeyboardInterrupt
+    except Exception as error:
+        if is_asked:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a clean-up finish: SIGINT and SIGTERM are ignored meanwhile (main thread; else no-op)."""
+    """Let a clean-up finish: what would interrupt it is ignored meanwhile (main thread; else no-op)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    held = {s: signal.signal(s, signal.SIG_IGN) for s in (*_ENDS, signal.SIGALRM)}
     try:
         yield
     finally:

@@ -52,7 +52,7 @@ _DROPS = (
     "no-owner-dropped",
     "martian-dropped",
 )
-_AGAIN = ("twin", "retransmit", "alive")
+_DROPS_OF_WORKERS = ("source_range_dropped", "no_local_endpoint_dropped")
 
 
 @dataclass(kw_only=True)
@@ -171,9 +171,10 @@ class Runs:
         counters = self.world.node.call(refusal_counters)
         installed = sum(worker["installed"] for worker in workers)
         by_rule = sum(packets for (_, name), packets in counters.items() if name in _DROPS)
-        # Sent again, where the machine is slow: neither installed nor dropped.
-        again = sum(worker["counters"].get(name, 0) for worker in workers for name in _AGAIN)
-        by_worker = sum(worker["packets"] for worker in workers) - installed - again
+        # Datagrams it leaves to the rules: conntrack may know their flows.
+        by_worker = sum(
+            worker["counters"].get(name, 0) for worker in workers for name in _DROPS_OF_WORKERS
+        )
         return {"installed": installed, "dropped": by_rule + by_worker}
 
     def _probe(self, case: Case, found: Found) -> int:
