@@ -69,6 +69,7 @@ class MarkTable:
         numbers = self._frontends.get(plan.key)
         if numbers is None:
             if not wanted:
+                self._lacking.pop(plan.key, None)
                 return {}
             numbers = self._frontends[plan.key] = _Numbers()
         self._let_go(numbers, (each for each in numbers.used if each not in wanted))

@@ -9,9 +9,10 @@ chunks through raw sockets, 127.0.0.1 from outside by frames. Asserted is what a
 - drop: silence, and that our counters or the worker account for each such packet;
 - pass: that it arrives where the routes lead, from the client's own address.
 
-In the phases *alive* and *marked* it is the worker that decides, on the data paths ``ctnetlink`` and ``mark``,
-in *killed* the fallback alone, while the supervisor goes on following the manifests. One proxy runs per configuration and phase and follows from vector to vector; all
-packets of a vector are sent at once. The tests then only look up what became of theirs.
+In the phases *alive* and *marked* it is the worker that decides, on the data paths ``ctnetlink`` and
+``mark``, in *killed* the fallback alone, while the supervisor goes on following the manifests. One proxy runs
+per configuration and phase and follows from vector to vector; all packets of a vector are sent at once. The
+tests then only look up what became of theirs.
 """
 
 import itertools
