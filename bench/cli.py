@@ -21,7 +21,7 @@ from bench.contenders import CONTENDERS, Placement
 from bench.provenance import provenance
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 
-_DEFAULT = "netlink,netfilterqueue,c,dnat"
+_DEFAULT = "netlink,mark,netfilterqueue,c,dnat"
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

@@ -33,9 +33,11 @@ from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.affinity_file import store_path
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
+from nfqproxy.kernel.mark_map import MarkMap
+from nfqproxy.kernel.mark_users import conflict, mark_users
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
-from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext, ServicePort
+from nfqproxy.model import DataPath, FrontendKey, FrontendPlan, NodeContext, ServicePort
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
 from nfqproxy.supervisor.affinity_store import AffinityStore
@@ -60,6 +62,8 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
     detector = node_context(Objects(), config.node_settings("")).pod_detector
     return RuleSettings(
         mode=RuleMode(config.mode),
+        data_path=DataPath(config.data_path),
+        mark_mask=config.mark_mask,
         first_queue=config.first_queue,
         queue_count=config.workers,
         iptables=IptablesBackend(config.iptables),
@@ -102,7 +106,9 @@ class App:
         self._detector_gap: str | None = None
         self._kernel = KernelTable(self._rules)
         self._affinities = AffinityStore(store_path())
-        self._supervisor = Supervisor(self, self._affinities)
+        marks = self._rules.marks
+        self._marks = None if marks is None else MarkMap(marks, self._rules.families)
+        self._supervisor = Supervisor(self, self._affinities, self._marks)
         self._reconciler = Reconciler(self._kernel.forget_flows)
         self._sync_health = SyncHealth(time.monotonic)
         self._health_ports = HealthPorts(lambda: self._sync_health.is_healthy)
@@ -116,6 +122,8 @@ class App:
         """Put back rules that somebody took away; the next sync replaces sets and maps as a whole."""
         node_rules.apply(self._rules)
         self._kernel.forget()
+        if self._marks is not None:
+            self._marks.forget()
 
     def sync(
         self,
@@ -150,12 +158,31 @@ class App:
                 await self._start_workers()
                 self._raise_if_stopped()
                 await self._program()
+                await asyncio.to_thread(self._warn_of_mark_users)
                 await self._serve(listener, loop)
             finally:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
                 await asyncio.shield(self._supervisor.stop_workers())
                 self._affinities.close()
         log.info("stopped; rules and fallback stay and serve, nfqproxy cleanup removes them")
+
+    def _warn_of_mark_users(self) -> None:
+        mask = self._rules.marks
+        if mask is None:
+            return
+        try:
+            found = conflict(mark_users(), mask)
+        except NfqproxyError as error:
+            log.warning("who else uses packet marks could not be found out: %s", error)
+            return
+        if found is not None:
+            log.warning(
+                "bits of markMask %#x are used in %s: %s; nfqproxy doctor --data-path mark says which"
+                " are free",
+                mask.mask,
+                found.where,
+                found.rule,
+            )
 
     def reconcile(self, *, dry_run: bool) -> SweepReport:
         """Hold connection tracking against the manifests once, without a running proxy."""
@@ -184,6 +211,7 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
+                        mark_mask=None if self._marks is None else config.mark_mask,
                     )
                     for index in range(config.workers)
                 ],
@@ -402,6 +430,8 @@ class App:
             "version": __version__,
             "pid": os.getpid(),
             "mode": self._config.mode,
+            "data_path": self._config.data_path,
+            "marks": None if self._marks is None else self._marks.status(),
             "node": self._node_name,
             "node_port_addresses": list(self._published.node.node_port_addresses),
             "source_error": self._source.last_error,

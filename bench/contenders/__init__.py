@@ -7,7 +7,7 @@ Adding one is a subclass of :class:`~bench.contenders.base.Contender` and a line
 from bench.contenders.base import Contender, Placement, Serving
 from bench.contenders.kernel import IptablesDnat, NoService
 from bench.contenders.kubeproxy import KubeProxyIptables, KubeProxyNftables
-from bench.contenders.proxy import NetfilterqueueReader, NetlinkReader, Nfqproxy
+from bench.contenders.proxy import MarkPath, NetfilterqueueReader, NetlinkReader, Nfqproxy
 from bench.contenders.reference import CReference
 from bench.contenders.relay import Haproxy, NginxStream
 from nfqproxy.errors import InputError
@@ -32,6 +32,7 @@ CONTENDERS: dict[str, type[Contender]] = {
     for contender in (
         Nfqproxy,
         NetlinkReader,
+        MarkPath,
         NetfilterqueueReader,
         CReference,
         IptablesDnat,

@@ -31,6 +31,7 @@ class Nfqproxy(Contender):
     name: ClassVar[str] = "nfqproxy"
     title: ClassVar[str] = "nfqproxy"
     reader: ClassVar[str] = "netlink"
+    data_path: ClassVar[str] = "ctnetlink"
 
     def __init__(self, workers: int = 1, queue_length: int | None = None) -> None:
         self.workers = workers
@@ -44,6 +45,7 @@ class Nfqproxy(Contender):
             file.flush()
             words = ["--manifests", file.name, "--mode", "replace", "--node-name", NODE_NAME]
             words += ["--reader", self.reader, "--workers", str(self.workers)]
+            words += ["--data-path", self.data_path]
             # Whoever calls is a pod of the cluster: nobody is masqueraded, as with the others.
             words += ["--cluster-cidr", f"{SOURCES},{POD_NETWORK}"]
             if self.queue_length is not None:
@@ -67,6 +69,14 @@ class NetlinkReader(Nfqproxy):
 
     name: ClassVar[str] = "netlink"
     title: ClassVar[str] = "nfqproxy, reader netlink"
+
+
+class MarkPath(NetlinkReader):
+    """The same reader; packets are marked, and a nat rule translates: no entry is made by the worker."""
+
+    name: ClassVar[str] = "mark"
+    title: ClassVar[str] = "nfqproxy, data path mark"
+    data_path: ClassVar[str] = "mark"
 
 
 class NetfilterqueueReader(Nfqproxy):

@@ -11,6 +11,7 @@ from sys import byteorder
 import msgspec
 
 from nfqproxy.core.affinity import AffinityRecord
+from nfqproxy.core.marks import FrontendMarks
 from nfqproxy.model import FrontendKey, FrontendPlan, PodDetector
 
 _LENGTH_BYTES = 4
@@ -28,6 +29,8 @@ class Configure(msgspec.Struct, tag="configure", frozen=True, kw_only=True):
     """Packets that may wait in the kernel's queue; further ones pass to what stands behind it."""
     seed: int | None
     """Seed of the worker's random numbers, None: from the system."""
+    mark_mask: int | None = None
+    """Data path ``mark``: the bits of the packet mark that are ours; None: data path ``ctnetlink``."""
 
 
 class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
@@ -39,6 +42,8 @@ class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
     """What tells pods from other clients, from this revision on."""
     upserts: tuple[FrontendPlan, ...] = ()
     removes: tuple[FrontendKey, ...] = ()
+    marks: tuple[FrontendMarks, ...] = ()
+    """Marks that stand for backends, of frontends whose marks have changed; the kernel knows them."""
     affinities: tuple[AffinityRecord, ...] = ()
     """With a whole snapshot: the records that must be known before the first packet is decided."""
 
@@ -85,7 +90,7 @@ class Stats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
     """Packets read from the queue."""
     batches: int
     installed: int
-    """Entries created."""
+    """Connections translated by this worker: entries created, or packets marked."""
     counters: dict[str, int]
     """Everything out of the ordinary by name, zero ones left out."""
     cpu_s: float

@@ -3,7 +3,7 @@
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nfqproxy.app import rule_settings
+from nfqproxy.cli.data_path_options import data_path_options
 from nfqproxy.control.address import canonical_cidr
 from nfqproxy.doctor.check import Report, Result, Status, examine
 from nfqproxy.doctor.checklist import checklist
@@ -40,6 +41,7 @@ _FIX = "what to do"
 @click.option(
     "--iptables", type=click.Choice(configuration.IPTABLES), default="auto", help="Default: auto."
 )
+@data_path_options
 @click.option(
     "--service-cidr",
     "service_cidrs",
@@ -53,6 +55,7 @@ def doctor(
     first_queue: int,
     iptables: str,
     service_cidrs: tuple[str, ...],
+    **data_path: Any,
 ) -> int:
     """Probe whether the proxy can run in this network namespace, and say what to do if not.
 
@@ -61,10 +64,14 @@ def doctor(
 
     Example: sudo nfqproxy doctor
     """
-    config = configuration.ProxyConfig(
-        mode=mode, workers=workers, first_queue=first_queue, iptables=iptables
-    )
-    settings = rule_settings(configuration.check_flags(config))
+    flags = {
+        "mode": mode,
+        "workers": workers,
+        "first_queue": first_queue,
+        "iptables": iptables,
+        **data_path,
+    }
+    settings = rule_settings(configuration.from_file_and_flags(None, flags))
     checks = checklist(settings, _networks(service_cidrs))
     report = Report()
     # Ended from outside, the namespaces go as well. (SIGINT raises KeyboardInterrupt by itself.)

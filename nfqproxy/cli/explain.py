@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nfqproxy.api import admin
+from nfqproxy.cli.data_path_options import data_path_options
 from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.table import service_ports
 from nfqproxy.core.explain import Explainer, Explanation, Packet, parse_packet
@@ -49,6 +50,7 @@ Explain = Callable[[list[Packet]], Iterator[Explanation]]
     "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file."
 )
 @click.option("--mode", type=click.Choice(configuration.MODES), help="Default: replace.")
+@data_path_options
 @click.option("--cluster-cidr", help="Pod networks, comma separated.")
 @click.option(
     "--from", "source", metavar="IP[%IFACE]", help="Source, and the interface it came by."
@@ -97,8 +99,9 @@ def explain(
         answers = _offline(config, node)
     elif is_described:
         raise InputError(
-            "--node, --node-address, --config, --mode and --cluster-cidr describe a node whose Services are"
-            " missing; give --manifests, or leave them all out to ask the running proxy"
+            "--node, --node-address, --config, --mode, --data-path, --mark-mask and --cluster-cidr describe a"
+            " node whose Services are missing; give --manifests, or leave them all out to ask the running"
+            " proxy"
         )
     else:
         answers = _running

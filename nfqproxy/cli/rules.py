@@ -9,6 +9,7 @@ import click
 
 from nfqproxy.api import admin
 from nfqproxy.app import rule_settings
+from nfqproxy.cli.data_path_options import data_path_options
 from nfqproxy.cli.groups import HelpfulGroup
 from nfqproxy.errors import HostError, NfqproxyError
 from nfqproxy.kernel import commands, host_check, node_rules
@@ -39,7 +40,7 @@ def _settings_options(function: F) -> F:
         ),
     ):
         function = option(function)
-    return function
+    return data_path_options(function)
 
 
 def _settings(config_file: Path | None, **flags: Any) -> RuleSettings:

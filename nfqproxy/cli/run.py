@@ -9,6 +9,7 @@ import click
 import uvloop
 
 from nfqproxy.app import App, Interrupted
+from nfqproxy.cli.data_path_options import data_path_options
 from nfqproxy.sources import config as configuration
 
 _INTERRUPTED = 130
@@ -25,6 +26,7 @@ _INTERRUPTED = 130
     help="File or directory of Service and EndpointSlice manifests, followed; may be repeated.",
 )
 @click.option("--mode", type=click.Choice(configuration.MODES), help="Default: replace.")
+@data_path_options
 @click.option("--workers", type=int, help="Worker processes, one queue each. Default: 1.")
 @click.option("--reader", type=click.Choice(configuration.READERS), help="Default: netlink.")
 @click.option("--queue", "first_queue", type=int, help="Number of the first queue. Default: 100.")

@@ -27,10 +27,18 @@ def _show(document: dict[str, Any]) -> None:
     console = Console()
     console.print(
         f"nfqproxy {document['version']}, pid {document['pid']}, mode {document['mode']},"
-        f" node {document['node']}: revision {document['revision']},"
+        f" data path {document['data_path']}, node {document['node']}: revision {document['revision']},"
         f" {document['services']} services, {document['frontends']} frontends",
         soft_wrap=True,
     )
+    marks = document["marks"]
+    done = "entries installed" if marks is None else "packets marked"
+    if marks is not None and marks["backends_without_mark"]:
+        console.print(
+            f"[red]{marks['backends_without_mark']} backends have no mark[/red] and are left to what stands"
+            f" behind the queue: give markMask, now {marks['mask']}, more bits",
+            soft_wrap=True,
+        )
     if document["source_error"]:
         console.print(f"[red]the last good manifests serve:[/red] {document['source_error']}")
     for port in document.get("health_check_ports", ()):
@@ -46,7 +54,7 @@ def _show(document: dict[str, Any]) -> None:
         console.print(
             f"  queue {worker['queue']}: worker {worker['pid']} ({worker['reader']}),"
             f" {'[green]ready[/green]' if worker['ready'] else '[red]not ready[/red]'},"
-            f" {packets} packets{cost}, {worker['installed']} entries installed,"
+            f" {packets} packets{cost}, {worker['installed']} {done},"
             f" {worker.get('waiting', 0)} waiting, {worker.get('queue_dropped', 0)} +"
             f" {worker.get('user_dropped', 0)} dropped by the kernel",
             soft_wrap=True,

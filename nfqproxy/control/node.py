@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from nfqproxy.control.address import canonical_ip, family_of
 from nfqproxy.control.objects import Objects
-from nfqproxy.model import Family, NodeContext
+from nfqproxy.model import Family, MarkMask, NodeContext
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
@@ -60,6 +60,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     """Beside a running kube-proxy, which serves what is not steered."""
     steer_all: bool = False
     """Overlay: every Service is steered, not only the marked ones."""
+    marks: MarkMask | None = None
+    """Data path ``mark``: our bits of packet marks; None: data path ``ctnetlink``."""
 
 
 class NodeFacts(Struct, frozen=True, kw_only=True):

@@ -1,10 +1,11 @@
-"""The per-packet path: from a batch of queued packets to the CT_NEW messages that translate them.
+"""The per-packet path: from a batch of queued packets to what translates them.
 
 Theory of operation. A snapshot of frontend plans is compiled into nested look-ups::
 
     protocol -> (packed address + port) -> one action per client class -> pick() -> (target, masquerade)
 
-and every target (one backend of one frontend) carries message templates, made when it is first picked.
+and every target (one backend of one frontend) carries message templates, made when it is first picked,
+or on the data path ``mark`` the bits of the packet mark that stand for it.
 ``_decide`` is one flat loop over packets. It deliberately uses no helper calls, properties or
 objects per packet: at some 10 microseconds a connection, of which the kernel takes the larger part,
 each Python call shows. ``tests/unit/core/reference.py`` holds the slow and obvious function of the
@@ -12,7 +13,9 @@ same meaning, and hypothesis holds the two equal. ``assemble`` hands it the whol
 address tells the class of a client; where the arrival interface does, runs of packets that came in by
 interfaces of pods, or not.
 
-A packet for which no entry is made (unknown frontend, nothing to pick, a balancer that raised, a datagram
+``assemble`` gives CT_NEW messages, ``mark`` the marks of packets; both by the same loop.
+
+A packet for which no entry or mark is made (unknown frontend, nothing to pick, a balancer that raised, a datagram
 that no new flow may begin with) is accepted all the same, and what stands behind the queue (the kernel's
 fallback and refusals, or kube-proxy) decides.
 """
@@ -30,9 +33,19 @@ from weakref import WeakSet
 from nfqproxy import balancers
 from nfqproxy.core import template
 from nfqproxy.core.affinity import Affinity, AffinityRecord, Identity, ServiceKey
+from nfqproxy.core.flow_memory import FLOW_BYTES, FlowMemory
+from nfqproxy.core.marks import FrontendMarks
 from nfqproxy.core.sources import AllowedSources, Interfaces, PodArrivals, SourceClasses
 from nfqproxy.errors import CodecError
-from nfqproxy.model import CandidateSet, ClientClass, FrontendKey, FrontendPlan, Protocol, Verdict
+from nfqproxy.model import (
+    CandidateSet,
+    ClientClass,
+    FrontendKey,
+    FrontendPlan,
+    MarkMask,
+    Protocol,
+    Verdict,
+)
 from nfqproxy.wire import packet
 
 QueuedPacket = tuple[int, int, bytes]
@@ -61,13 +74,15 @@ def _pick_nothing() -> int:
 class Target:
     """One backend of one frontend, with the message templates of connections to it."""
 
-    __slots__ = ("__weakref__", "address", "keep", "masquerade", "picks", "port")
+    __slots__ = ("__weakref__", "address", "keep", "mark", "masquerade", "picks", "port")
 
     def __init__(self, address: bytes, port: int) -> None:
         self.address = address
         self.port = port
         self.keep: template.Template | None = None
         self.masquerade: template.Template | None = None
+        self.mark = 0
+        """Bits of the packet mark that stand for this target, 0: none do (any more)."""
         self.picks = 0
 
 
@@ -118,6 +133,7 @@ class Dataplane:
         classes: SourceClasses,
         interfaces: Interfaces,
         masquerade_source: Callable[[bytes], bytes | None],
+        mask: MarkMask | None = None,
     ) -> None:
         self._rng = rng
         self._interfaces = interfaces
@@ -125,6 +141,9 @@ class Dataplane:
         self._masquerade_source = masquerade_source
         self._tables: dict[int, dict[bytes, Frontend]] = {protocol: {} for protocol in Protocol}
         self._affinities: dict[ServiceKey, Affinity] = {}
+        self._mask = mask or MarkMask()
+        # Flow -> its target and the bits it was marked with.
+        self._flows: FlowMemory[tuple[Target, int]] = FlowMemory()
         # Weak: a backend that leaves takes its templates along.
         self._masqueraded: WeakSet[Target] = WeakSet()
         self.unknown = 0
@@ -135,6 +154,8 @@ class Dataplane:
         """Packets for which the balancer raised."""
         self.no_route = 0
         """Connections to be masqueraded without a route to the backend: left to what stands behind."""
+        self.unmarked = 0
+        """Connections to a backend that no mark stands for: left to what stands behind."""
         self.source_range_dropped = 0
         """SYNs and INITs whose source is in no source range; all else of this sort the kernel counts."""
         self.no_local_endpoint_dropped = 0
@@ -154,18 +175,35 @@ class Dataplane:
             key = self._table_key(plan.key)
             frontend = Frontend(plan)
             previous = table.get(key)
-            self._compile(frontend, previous.targets if previous else {})
+            kept = previous.targets if previous else {}
+            self._compile(frontend, kept)
             table[key] = frontend
+            _unmark(target for each, target in kept.items() if each not in frontend.targets)
 
     def remove(self, keys: Iterable[FrontendKey]) -> None:
         """Forget frontends; unknown keys are fine."""
         for key in keys:
-            self._tables[key.protocol].pop(self._table_key(key), None)
+            gone = self._tables[key.protocol].pop(self._table_key(key), None)
+            if gone is not None:
+                _unmark(gone.targets.values())
 
     def clear(self) -> None:
         """Forget all frontends."""
         for table in self._tables.values():
             table.clear()
+        self._flows.clear()
+
+    def set_marks(self, frontends: Iterable[FrontendMarks]) -> None:
+        """Take the marks that stand for the backends of these frontends, instead of all they had."""
+        for each in frontends:
+            frontend = self._tables[each.key.protocol].get(self._table_key(each.key))
+            if frontend is None:
+                continue
+            _unmark(frontend.targets.values())
+            for mark, (address, port) in each.marks.items():
+                target = frontend.targets.get((ip_address(address).packed, port))
+                if target is not None:
+                    target.mark = mark
 
     def set_classes(self, classes: SourceClasses) -> None:
         """Replace the classification of sources (another detector, or other addresses of the node)."""
@@ -313,15 +351,36 @@ class Dataplane:
         """
         entries: list[bytes] = []
         dropped: list[int] = []
+        for run, classes in self._runs(packets):
+            self._decide(run, classes, now_s, entries, dropped, None)
+        return entries, dropped
+
+    def mark(
+        self, packets: Sequence[QueuedPacket], now_s: float
+    ) -> tuple[dict[int, int], list[int]]:
+        """Decide a batch by marks; ``now_s`` is the time that affinity and flows count by.
+
+        Returns packet id -> the bits to mark it with, and the ids of packets to drop; every other packet is
+        to be accepted as it is.
+        """
+        marks: dict[int, int] = {}
+        dropped: list[int] = []
+        for run, classes in self._runs(packets):
+            self._decide(run, classes, now_s, [], dropped, marks)
+        return marks, dropped
+
+    def _runs(
+        self, packets: Sequence[QueuedPacket]
+    ) -> Iterable[tuple[Iterable[QueuedPacket], Mapping[bytes, ClientClass]]]:
+        """The batch in parts, each with what classifies its sources."""
         arrivals = self._arrivals
         if arrivals is None:
-            self._decide(packets, self._by_address, now_s, entries, dropped)
-        else:
-            arrivals.refresh()
-            for is_pod, run in groupby(packets, lambda queued: arrivals[queued[1]]):
-                classes = self._pods if is_pod else self._by_address
-                self._decide(run, classes, now_s, entries, dropped)
-        return entries, dropped
+            return ((packets, self._by_address),)
+        arrivals.refresh()
+        return (
+            (run, self._pods if is_pod else self._by_address)
+            for is_pod, run in groupby(packets, lambda queued: arrivals[queued[1]])
+        )
 
     def _decide(
         self,
@@ -330,26 +389,38 @@ class Dataplane:
         now_s: float,
         entries: list[bytes],
         dropped: list[int],
+        marks: dict[int, int] | None,
     ) -> None:
-        """The flat loop: append the messages that ``packets`` bring about, and the ids to drop."""
+        """The flat loop: append the messages that ``packets`` bring about, and the ids to drop.
+
+        With ``marks`` no messages, but the bits of each packet's mark go there.
+        """
         append = entries.append
         tables = self._tables
+        if marks is not None:
+            older = self._flows.turn(now_s)
+            recent = self._flows.recent
+            flow_bytes = FLOW_BYTES
+            to_masquerade, to_keep = self._mask.masquerade, self._mask.keep
         count = len(entries)
         for packet_id, _arrival, payload in packets:
             try:
                 first = payload[0]
                 if first == 0x45:
+                    transport = 20
                     fragment, protocol, src, dst, sport, dport = _IPV4_PORTS(payload)
                     if fragment & _FRAGMENT_OFFSET:
                         self.unparsed += 1
                         continue
                 elif first >> 4 == 6 and payload[6] in tables:
+                    transport = 40
                     protocol, src, dst, sport, dport = _IPV6_PORTS(payload)
                 else:
                     headers = packet.parse(payload)
                     if headers.is_fragment:
                         self.unparsed += 1
                         continue
+                    transport = headers.transport_offset
                     protocol, src, dst = headers.protocol, headers.src, headers.dst
                     sport, dport = headers.src_port.to_bytes(2), headers.dst_port.to_bytes(2)
                 frontend = tables[protocol][dst + dport]
@@ -372,6 +443,13 @@ class Dataplane:
                     self.no_local_endpoint_dropped += 1
                     dropped.append(packet_id)
                 continue
+            if marks is not None:
+                flow = src + dst + payload[transport : transport + flow_bytes[protocol]]
+                known = recent.get(flow) or older(flow)
+                # A backend that has left since then has no mark any more.
+                if known is not None and known[0].mark:
+                    marks[packet_id] = known[1]
+                    continue
             pick, targets, sticky = action
             try:
                 if sticky is None:
@@ -385,6 +463,16 @@ class Dataplane:
             except Exception:  # a balancer is foreign code: its failure costs this choice only
                 self.failed_picks += 1
                 continue
+            if marks is not None:
+                if not target.mark:
+                    self.unmarked += 1
+                    continue
+                is_masqueraded = masquerade or src == target.address
+                bits = target.mark | (to_masquerade if is_masqueraded else to_keep)
+                marks[packet_id] = bits
+                recent[flow] = target, bits
+                target.picks += 1
+                continue
             if masquerade or src == target.address:
                 made = target.masquerade or self._template(frontend, target, masquerade=True)
             else:
@@ -395,3 +483,8 @@ class Dataplane:
             append(pack(a, _SEQUENCE[count], b, src, c, sport, d, src, e, sport, f))
             count += 1
             target.picks += 1
+
+
+def _unmark(targets: Iterable[Target]) -> None:
+    for target in targets:
+        target.mark = 0

@@ -16,6 +16,19 @@ def checklist(settings: RuleSettings, service_networks: Sequence[str] = ()) -> l
 
     ``service_networks``: the cluster's Service networks (CIDR), if they are known.
     """
+    marks = settings.marks
+    # What the data path ``mark`` can do without.
+    insert = Check(
+        id="ctnetlink",
+        title="conntrack with NAT",
+        ask=abilities.conntrack_insert,
+        is_essential=True,
+    )
+    udp_timeout = Check(
+        id="udp-timeout",
+        title="UDP time-outs",
+        ask=partial(network.udp_timeout, settings.flow_timeout_s),
+    )
     return [
         Check(id="privileges", title="privileges", ask=program.capabilities),
         *(
@@ -37,12 +50,7 @@ def checklist(settings: RuleSettings, service_networks: Sequence[str] = ()) -> l
             ask=partial(abilities.queue_bind, settings),
             is_essential=True,
         ),
-        Check(
-            id="ctnetlink",
-            title="conntrack with NAT",
-            ask=abilities.conntrack_insert,
-            is_essential=True,
-        ),
+        *([] if marks else [insert]),
         Check(
             id="queue-numbers",
             title="queue numbers",
@@ -50,12 +58,19 @@ def checklist(settings: RuleSettings, service_networks: Sequence[str] = ()) -> l
         ),
         Check(id="iptables-backends", title="iptables back ends", ask=neighbours.iptables_mixture),
         Check(id="kube-proxy", title="kube-proxy", ask=partial(neighbours.kube_proxy, settings)),
-        Check(id="conntrack-room", title="room in conntrack", ask=network.conntrack_room),
-        Check(
-            id="udp-timeout",
-            title="UDP time-outs",
-            ask=partial(network.udp_timeout, settings.flow_timeout_s),
+        *(
+            [
+                Check(
+                    id="packet-marks",
+                    title="packet marks",
+                    ask=partial(neighbours.packet_marks, marks),
+                )
+            ]
+            if marks
+            else []
         ),
+        Check(id="conntrack-room", title="room in conntrack", ask=network.conntrack_room),
+        *([] if marks else [udp_timeout]),
         Check(id="forwarding", title="IP forwarding", ask=network.forwarding),
         Check(id="rp-filter", title="reverse path filter", ask=network.reverse_path_filter),
         Check(

@@ -7,13 +7,14 @@ from msgspec import Struct
 
 from nfqproxy.api import admin
 from nfqproxy.doctor.check import Finding, fail, ok, unknown, warn
-from nfqproxy.errors import KernelError, NfqproxyError
+from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel import commands, iptables
 from nfqproxy.kernel.counters import QueueStatistics, queue_statistics
+from nfqproxy.kernel.mark_users import conflict, free_mask, mark_users
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
-from nfqproxy.model import Family
+from nfqproxy.model import MarkMask
 
-__all__ = ["iptables_mixture", "kube_proxy", "queue_numbers"]
+__all__ = ["iptables_mixture", "kube_proxy", "packet_marks", "queue_numbers"]
 
 _NOT_ROOT = (
     "not looked at: reading the rules needs root",
@@ -78,21 +79,10 @@ class _Rules(Struct, frozen=True, kw_only=True):
 
 def _foreign_rules(backend: IptablesBackend) -> _Rules:
     count, has_kube_proxy = 0, False
-    for family in Family:
-        save = iptables.command(family, backend, "save")
-        if save is None:
-            continue
-        for table in iptables.tables(family, backend):
-            try:
-                listing = commands.run([save, "-t", table])
-            except KernelError:
-                continue  # a table of that name which iptables cannot show: not iptables' own
-            lines = listing.splitlines()
-            count += sum(
-                line.startswith("-A ") and iptables.CHAIN_PREFIX not in line for line in lines
-            )
-            # kubelet makes KUBE- chains of its own; this one is kube-proxy's.
-            has_kube_proxy |= any(line.startswith(":KUBE-SERVICES ") for line in lines)
+    for _command, lines in iptables.listings(backend):
+        count += sum(map(iptables.is_foreign, lines))
+        # kubelet makes KUBE- chains of its own; this one is kube-proxy's.
+        has_kube_proxy |= any(line.startswith(":KUBE-SERVICES ") for line in lines)
     return _Rules(count=count, has_kube_proxy=has_kube_proxy)
 
 
@@ -148,4 +138,23 @@ def kube_proxy(settings: RuleSettings) -> Finding:
         )
     return ok(
         "its rules are here, as mode overlay wants it" if is_here else "its rules are not here"
+    )
+
+
+def packet_marks(mask: MarkMask) -> Finding:
+    """Whether others use the bits of packet marks that the data path ``mark`` wants for itself."""
+    if os.geteuid() != 0:
+        return unknown(*_NOT_ROOT)
+    users = mark_users()
+    found = conflict(users, mask)
+    if found is None:
+        others = f"; {len(users)} rules of others are about other bits" if users else ""
+        return ok(f"the bits of {mask.mask:#x} are ours alone{others}")
+    free = free_mask(users)
+    choose = f"nfqproxy run --mark-mask {free.mask:#x}" if free else "--data-path ctnetlink"
+    return warn(
+        f"bits of {mask.mask:#x} are used in {found.where}: {found.rule}",
+        "on first packets of connections to Services, that rule and nfqproxy may take each other's bits"
+        " for their own",
+        f"choose bits that nobody uses, {choose}, or change that rule",
     )

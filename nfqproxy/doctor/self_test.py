@@ -23,13 +23,15 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, Any
 
+from msgspec.structs import replace
+
 from nfqproxy.api import admin
 from nfqproxy.doctor.abilities import prerequisites
 from nfqproxy.doctor.check import Finding, fail, ok
 from nfqproxy.doctor.program import REQUIRED_TOOLS
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel import iptables
-from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
+from nfqproxy.kernel.rule_settings import RuleSettings
 from nfqproxy.lab import addresses as plan
 from nfqproxy.lab.topology import Topology, TopologySpec
 from nfqproxy.model import Protocol
@@ -64,7 +66,7 @@ def self_test(settings: RuleSettings) -> Finding:
     with tempfile.TemporaryDirectory(prefix="nfqproxy-doctor-") as directory:
         try:
             with Path(directory, "proxy.log").open("w+b") as log:
-                proxy = _start(built, Path(directory), log, settings.first_queue, backend)
+                proxy = _start(built, Path(directory), log, replace(settings, iptables=backend))
                 _wait_until_it_serves(built, proxy, log)
                 _exercise(built)
         except (_SelfTestError, NfqproxyError, OSError) as error:
@@ -104,7 +106,7 @@ def _interrupts_deferred() -> Iterator[None]:
 
 
 def _start(
-    built: Topology, directory: Path, log: IO[bytes], first_queue: int, backend: IptablesBackend
+    built: Topology, directory: Path, log: IO[bytes], settings: RuleSettings
 ) -> "subprocess.Popen[bytes]":
     with _interrupts_deferred():
         built.build()
@@ -121,10 +123,11 @@ def _start(
                 "--cluster-cidr",
                 plan.PODS4,
                 "--queue",
-                str(first_queue),
+                str(settings.first_queue),
                 "--iptables",
-                backend.value,
+                settings.iptables.value,
             ),
+            *("--data-path", settings.data_path.value, "--mark-mask", str(settings.mark_mask)),
             stdout=log,
             stderr=log,
         )

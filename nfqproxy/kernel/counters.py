@@ -28,6 +28,9 @@ _QUEUE_RULE = re.compile(
     r"^\[(?P<packets>\d+):\d+\] -A NFQPROXY-QUEUE -p (?P<protocol>\S+) .*-j NFQUEUE"
 )
 
+QUEUE_TABLES = frozenset({"raw", "mangle"})
+"""Where the queue rules stand, by the data path."""
+
 _ANSWER_BYTES = 65536
 
 
@@ -97,14 +100,15 @@ def rule_counters() -> dict[tuple[Family, Protocol], int]:
     for backend in (IptablesBackend.NFT, IptablesBackend.LEGACY):
         for family in Family:
             save = iptables.command(family, backend, "save")
-            if save is None or "raw" not in iptables.tables(family, backend):
+            if save is None:
                 continue
-            for line in commands.run([save, "-c", "-t", "raw"]).splitlines():
-                match = _QUEUE_RULE.match(line)
-                if match:
-                    protocol = Protocol[match["protocol"].upper()]
-                    place = (family, protocol)
-                    found[place] = found.get(place, 0) + int(match["packets"])
+            for table in QUEUE_TABLES & set(iptables.tables(family, backend)):
+                for line in commands.run([save, "-c", "-t", table]).splitlines():
+                    match = _QUEUE_RULE.match(line)
+                    if match:
+                        protocol = Protocol[match["protocol"].upper()]
+                        place = (family, protocol)
+                        found[place] = found.get(place, 0) + int(match["packets"])
     return found
 
 

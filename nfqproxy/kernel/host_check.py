@@ -44,7 +44,8 @@ def check_host(settings: RuleSettings) -> IptablesBackend:
         packages = " ".join(sorted({commands.PACKAGES[tool.split("-")[0]] for tool in missing}))
         verb = "is" if len(missing) == 1 else "are"
         raise HostError(f"{', '.join(missing)} {verb} not installed; apt-get install {packages}")
-    _check_flow_timeout(settings)
+    if not settings.marks:
+        _check_flow_timeout(settings)
     chosen = backend
     problem = _in_new_namespace(lambda: _rehearse(settings, chosen))
     if problem:
@@ -93,14 +94,16 @@ def _rehearse(settings: RuleSettings, backend: IptablesBackend) -> str:
     try:
         node_rules.apply(replace(settings, iptables=backend))
     except NfqproxyError as error:
-        lacking = [text for family in settings.families for text in _lacking(family, backend)]
+        lacking = [
+            text for family in settings.families for text in _lacking(family, backend, settings)
+        ]
         if not lacking:
             return f"the rules do not load: {error}; try nfqproxy doctor"
         return "; ".join(dict.fromkeys(lacking))
     return ""
 
 
-def _lacking(family: Family, backend: IptablesBackend) -> list[str]:
+def _lacking(family: Family, backend: IptablesBackend, settings: RuleSettings) -> list[str]:
     """Try each ability on its own, in the namespace of the rehearsal."""
     node_rules.cleanup()
     ip, addr = ("ip", "ipv4_addr") if family is Family.IPV4 else ("ip6", "ipv6_addr")
@@ -133,38 +136,56 @@ def _lacking(family: Family, backend: IptablesBackend) -> list[str]:
         text = (
             f"table {ip} nfqproxy-try {{\n map m {{ type inet_proto . {addr} . inet_service : "
             f"{addr} . inet_service; }}\n set n {{ type inet_service . {addr}; flags interval; }}\n"
+            f" map o {{ type mark . {addr} : {addr}; }}\n"
             f" counter k {{ }}\n chain c {{ {body} {rule_text}\n }}\n}}\n"
             f"delete table {ip} nfqproxy-try\n"
         )
         return lambda: commands.run(["nft", "-f", "-"], text)
 
     set_module = "ip_set ip_set_hash_ipport ip_set_hash_ipportip"
-    attempt(f"{word} ({backend.value}) table raw", table_modules, rule("raw", "-p tcp --syn"))
+    table = "mangle" if settings.marks else "raw"
     attempt(f"{word} ({backend.value}) table mangle", table_modules, rule("mangle", "-p udp"))
     attempt(
         "the NFQUEUE target",
         "nfnetlink_queue xt_NFQUEUE",
-        rule("raw", "-p tcp -j NFQUEUE --queue-num 0 --queue-bypass"),
+        rule(table, "-p tcp -j NFQUEUE --queue-num 0 --queue-bypass"),
     )
-    attempt("the sctp match", "xt_sctp", rule("raw", "-p sctp -m sctp --chunk-types only INIT"))
-    attempt("the comment match", "xt_comment", rule("raw", "-m comment --comment x"))
+    attempt("the comment match", "xt_comment", rule(table, "-m comment --comment x"))
     attempt(
         "the conntrack match",
         "nf_conntrack xt_conntrack",
         rule("mangle", "-p udp -m conntrack --ctstate DNAT --ctdir ORIGINAL"),
     )
     attempt("ipset type hash:ip,port", set_module, ipset("nfqproxy-try-a", "hash:ip,port"))
-    attempt(
-        "ipset type hash:ip,port,ip",
-        set_module,
-        ipset("nfqproxy-try-b", "hash:ip,port,ip timeout 9"),
-    )
-    attempt("the set match", "xt_set", rule("raw", "-m set --match-set nfqproxy-try-a dst,dst"))
-    attempt(
-        "the SET target",
-        "xt_set",
-        rule("mangle", "-p udp -j SET --add-set nfqproxy-try-b src,src,dst --exist"),
-    )
+    attempt("the set match", "xt_set", rule(table, "-m set --match-set nfqproxy-try-a dst,dst"))
+    if settings.marks:
+        attempt("the MARK target", "xt_mark", rule("mangle", "-j MARK --set-xmark 0x1/0x1"))
+        attempt(
+            "nft maps by mark",
+            "nf_tables nft_nat",
+            nft(f"dnat {ip} to meta mark & 0x1 . {ip} daddr map @o", "prerouting"),
+        )
+        attempt(
+            "nft chains of type route",
+            "nf_tables",
+            nft("meta mark set meta mark & 0x1", "output", "route"),
+        )
+        attempt(
+            "nft snat", "nf_tables nft_nat", nft(f"snat {ip} to {ip} saddr", "postrouting", "nat")
+        )
+    else:
+        attempt(f"{word} ({backend.value}) table raw", table_modules, rule("raw", "-p tcp --syn"))
+        attempt("the sctp match", "xt_sctp", rule("raw", "-p sctp -m sctp --chunk-types only INIT"))
+        attempt(
+            "ipset type hash:ip,port,ip",
+            set_module,
+            ipset("nfqproxy-try-b", "hash:ip,port,ip timeout 9"),
+        )
+        attempt(
+            "the SET target",
+            "xt_set",
+            rule("mangle", "-p udp -j SET --add-set nfqproxy-try-b src,src,dst --exist"),
+        )
     attempt(
         "nft nat chains with maps",
         "nf_tables nft_chain_nat nft_nat",

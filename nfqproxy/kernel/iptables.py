@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -30,6 +30,8 @@ __all__ = [
     "choose_backend",
     "command",
     "drop_made",
+    "is_foreign",
+    "listings",
     "made_here",
     "parse_own",
     "read_own",
@@ -70,12 +72,18 @@ class OwnRules(Struct, frozen=True, kw_only=True):
             *(f"-X {chain}" for chain in doomed),
         ]
 
-    def restoration(self, *, jumps_first: bool) -> list[str]:
-        """Return the restore lines that put it back, the jumps at one end of their chains."""
-        jumps: Iterable[str] = self.jumps
-        if jumps_first:
-            jumps = (re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(self.jumps))
-        return [*(f":{chain} - [0:0]" for chain in self.chains), *self.rules, *jumps]
+    def restoration(self, *, first: Container[str]) -> list[str]:
+        """Return the restore lines that put it back.
+
+        Jumps to the chains ``first`` go before the rules of others, the rest behind them.
+        """
+        ahead = [jump for jump in self.jumps if _own_target(jump) in first]
+        return [
+            *(f":{chain} - [0:0]" for chain in self.chains),
+            *self.rules,
+            *(re.sub(r"^-A (\S+)", r"-I \1 1", jump) for jump in reversed(ahead)),
+            *(jump for jump in self.jumps if jump not in ahead),
+        ]
 
     def made(self, chain: str) -> str | None:
         """Return MADE_TABLE or MADE_CHAIN when a jump in ``chain`` is marked so."""
@@ -151,21 +159,24 @@ def parse_own(listing: str) -> OwnRules:
             chains.append(line[1:].split()[0])
         elif line.startswith(f"-A {CHAIN_PREFIX}"):
             rules.append(line)
-        elif CHAIN_PREFIX in line and _jumps_to_us(line):
+        elif CHAIN_PREFIX in line and _own_target(line):
             jumps.append(line)
     return OwnRules(chains=tuple(chains), rules=tuple(rules), jumps=tuple(jumps))
 
 
-def _jumps_to_us(line: str) -> bool:
+def _own_target(line: str) -> str:
+    """The chain of ours that a rule jumps to; empty: none."""
     # By words, quoting honoured: somebody's comment may well speak of our chains.
     try:
         words = shlex.split(line)
     except ValueError:
-        return False
-    return any(
-        option in ("-j", "-g") and target.startswith(CHAIN_PREFIX)
+        return ""
+    targets = (
+        target
         for option, target in itertools.pairwise(words)
+        if option in ("-j", "-g") and target.startswith(CHAIN_PREFIX)
     )
+    return next(targets, "")
 
 
 def restore_text(lines: dict[str, list[str]]) -> str:
@@ -261,23 +272,33 @@ def choose_backend(wanted: IptablesBackend) -> IptablesBackend:
     return IptablesBackend.NFT
 
 
-def _foreign_rules(backend: IptablesBackend) -> tuple[int, int]:
-    """Return (rules of Kubernetes, all rules), ours not counted."""
-    kube = count = 0
+def listings(backend: IptablesBackend) -> Iterator[tuple[str, list[str]]]:
+    """Return (command, its lines) for every table of both families that exists."""
     for family in Family:
         save = command(family, backend, "save")
         if save is None:
             continue
         for table in tables(family, backend):
             try:
-                listing = commands.run([save, "-t", table])
+                yield f"{save} -t {table}", commands.run([save, "-t", table]).splitlines()
             except KernelError:
                 # A table of that name with content iptables cannot show: not iptables' own.
                 continue
-            for line in listing.splitlines():
-                if line.startswith("-A ") and CHAIN_PREFIX not in line:
-                    count += 1
-                    kube += "KUBE-" in line
-                elif line.startswith(":KUBE-"):
-                    kube += 1
+
+
+def is_foreign(line: str) -> bool:
+    """True for a rule that is not ours."""
+    return line.startswith("-A ") and CHAIN_PREFIX not in line
+
+
+def _foreign_rules(backend: IptablesBackend) -> tuple[int, int]:
+    """Return (rules of Kubernetes, all rules), ours not counted."""
+    kube = count = 0
+    for _command, lines in listings(backend):
+        for line in lines:
+            if is_foreign(line):
+                count += 1
+                kube += "KUBE-" in line
+            elif line.startswith(":KUBE-"):
+                kube += 1
     return kube, count

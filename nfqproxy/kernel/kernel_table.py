@@ -137,6 +137,8 @@ class KernelTable:
 
         To be called for every UDP entry of connection tracking that is deleted.
         """
+        if self._settings.marks:
+            return  # conntrack itself says what is known
         lines = [
             f"del nfqproxy-flows-{6 if ':' in flow.destination else 4} "
             f"{flow.source},{flow.protocol.name.lower()}:{flow.source_port},{flow.destination}"

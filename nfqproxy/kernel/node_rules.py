@@ -15,13 +15,14 @@ from nfqproxy.kernel import commands, iptables, nft, route_localnet
 from nfqproxy.kernel.iptables import OwnRules
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleSettings
 from nfqproxy.kernel.rule_text import (
-    HOOKS,
-    JUMPS_FIRST,
+    FIRST_CHAINS,
     NFT_TABLE,
     create_set,
+    hooks,
     iptables_text,
-    localhost_objects,
     nft_text,
+    optional_objects,
+    set_kinds,
 )
 from nfqproxy.model import Family
 
@@ -76,7 +77,19 @@ def apply(settings: RuleSettings) -> IptablesBackend:
     for family in Family:
         if family not in settings.families:
             _remove_iptables(family, backend)
+        elif backend is IptablesBackend.NFT:
+            used = {table for table, _ in hooks(settings)}
+            iptables.drop_made(
+                family, {t: own for t, own in before[family].items() if t not in used}
+            )
         _remove_iptables(family, other)
+    for name in _our_sets() - {
+        f"{SET_PREFIX}{kind}-{int(family)}"
+        for kind in set_kinds(settings)
+        for family in settings.families
+    }:
+        # Of another data path; its rules are gone.
+        _destroy_set(name)
     if settings.guards_localhost and not route_localnet.is_on():
         # Last: the rules that guard 127.0.0.0/8 stand.
         route_localnet.turn(on=True)
@@ -103,18 +116,29 @@ def _iptables_text(
 ) -> str:
     comments = {}
     if backend is IptablesBackend.NFT:
-        comments = iptables.made_here(family, HOOKS)
-        for table, chain in HOOKS:
+        comments = iptables.made_here(family, hooks(settings))
+        for table, chain in hooks(settings):
             mark = own.get(table, OwnRules()).made(chain)
             if mark:
                 comments[table, chain] = mark
     # Chains that the text declares are emptied by that; only others must be deleted.
-    declared = re.findall(r"^:(\S+) ", iptables_text(family, settings), re.MULTILINE)
-    before = {table: rules.removal(keep=declared) for table, rules in own.items()}
-    stray = {table: before[table] for table in before if table not in {t for t, _ in HOOKS}}
+    declared = _declared(iptables_text(family, settings))
+    before = {table: rules.removal(keep=declared.get(table, ())) for table, rules in own.items()}
+    stray = {table: before[table] for table in before if table not in declared}
     return iptables.restore_text(stray) + iptables_text(
         family, settings, comments=comments, before=before
     )
+
+
+def _declared(text: str) -> dict[str, list[str]]:
+    """Return the chains that a restore text declares, by table."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("*"):
+            chains = found[line[1:]] = []
+        elif line.startswith(":"):
+            chains.append(line[1:].split()[0])
+    return found
 
 
 def _put_back(family: Family, backend: IptablesBackend, before: dict[str, OwnRules]) -> None:
@@ -125,7 +149,7 @@ def _put_back(family: Family, backend: IptablesBackend, before: dict[str, OwnRul
         then = before.get(table, OwnRules())
         # Chains that stay are refilled in place, so that even their order is as it was.
         removal = now.get(table, OwnRules()).removal(keep=then.chains)
-        lines[table] = removal + then.restoration(jumps_first=table in JUMPS_FIRST)
+        lines[table] = removal + then.restoration(first=FIRST_CHAINS)
     iptables.restore(family, backend, iptables.restore_text(lines))
     if backend is IptablesBackend.NFT:
         iptables.drop_made(family, {t: own for t, own in now.items() if t not in before})
@@ -134,7 +158,7 @@ def _put_back(family: Family, backend: IptablesBackend, before: dict[str, OwnRul
 def _apply_sets(settings: RuleSettings) -> None:
     """Make the sets. One that exists with other parameters is exchanged for an empty new one."""
     for family in settings.families:
-        for kind in ("frontends", "flows"):
+        for kind in set_kinds(settings):
             line = create_set(kind, family, settings)
             try:
                 commands.run(["ipset", "-exist", "restore"], line + "\n")
@@ -156,27 +180,28 @@ def _apply_nft(
     """Load our tables in one transaction, keeping the elements of those that have the same shape.
 
     A table that another mode or version made is replaced as a whole; its elements return with the
-    next full sync. What serves 127.0.0.1 comes and goes by itself.
+    next full sync. What serves 127.0.0.1, and what the data path ``mark`` needs, comes and goes by itself.
     """
     texts = {_nft_name(family): nft_text(family, settings) for family in settings.families}
     four = _nft_name(Family.IPV4)
     for mark in marks:
         texts[four] += f"table {four} {{\n\tchain {mark} {{ }}\n}}\n"
-    optional = localhost_objects()
+    optional = optional_objects()
     before = ""
     for name, chains in existing.items():
         stray = chains - set(_NFT_CHAIN.findall(texts.get(name, "")))
-        if name not in texts or stray - {*optional, route_localnet.MARK_CHAIN}:
+        if name not in texts or stray - {route_localnet.MARK_CHAIN}.union(*optional):
             before += _delete([name])
         elif stray:
             before += f"flush table {name}\n"
             before += "".join(f"delete chain {name} {chain}\n" for chain in sorted(stray))
-            if stray & set(optional):
-                before += "".join(
-                    f"delete {kind} {name} {each}\n"
-                    for each, kind in optional.items()
-                    if kind != "chain"
-                )
+            before += "".join(
+                f"delete {kind} {name} {each}\n"
+                for group in optional
+                if stray & set(group)
+                for each, kind in group.items()
+                if kind != "chain"
+            )
     text = "".join(texts.values())
     try:
         nft.run_transaction(before + text)

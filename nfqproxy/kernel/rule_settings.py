@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from nfqproxy.control.node import INTERFACE_NAME
 from nfqproxy.errors import InputError
-from nfqproxy.model import Family
+from nfqproxy.model import DEFAULT_MARK_MASK, DataPath, Family, MarkMask
 
 __all__ = ["IptablesBackend", "RuleMode", "RuleSettings"]
 
@@ -33,6 +33,7 @@ class RuleSettings(Struct, frozen=True, kw_only=True):
     """Settings of the bootstrap rules; a wrong one raises InputError naming it."""
 
     mode: RuleMode = RuleMode.REPLACE
+    data_path: DataPath = DataPath.CTNETLINK
     families: tuple[Family, ...] = (Family.IPV4, Family.IPV6)
     first_queue: int = 100
     """NFQUEUE number of the first worker, 0..65535; worker i reads ``first_queue + i``."""
@@ -47,6 +48,14 @@ class RuleSettings(Struct, frozen=True, kw_only=True):
     """Detector InterfaceNamePrefix: who arrives by an interface of such a name is a pod."""
     localhost_node_ports: bool = False
     """Serve node ports on 127.0.0.1: sets the sysctl route_localnet and guards 127.0.0.0/8."""
+
+    mark_mask: int = DEFAULT_MARK_MASK
+    """Data path ``mark``: the bits of a packet's mark that are ours."""
+
+    @property
+    def marks(self) -> MarkMask | None:
+        """How marks are read; None where the data path needs none."""
+        return MarkMask(self.mark_mask) if self.data_path is DataPath.MARK else None
 
     @property
     def guards_localhost(self) -> bool:
@@ -69,6 +78,10 @@ class RuleSettings(Struct, frozen=True, kw_only=True):
             )
         if not 1 <= self.flow_timeout_s <= 2147483:
             raise InputError(f"flow_timeout_s: {self.flow_timeout_s} is not within 1..2147483")
+        try:
+            MarkMask(self.mark_mask)
+        except ValueError as error:
+            raise InputError(f"mark_mask: {error}") from None
         for field in ("bridge_interface", "interface_name_prefix"):
             name = getattr(self, field)
             if name and not INTERFACE_NAME.fullmatch(name):

@@ -15,26 +15,27 @@ from msgspec import Struct
 from nfqproxy.core.fallback import MASQUERADE_CHAINS, MAX_SLOTS, VIEWS
 from nfqproxy.errors import HostError
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
-from nfqproxy.model import Family
+from nfqproxy.model import Family, MarkMask
 
 __all__ = [
-    "HOOKS",
-    "JUMPS_FIRST",
+    "FIRST_CHAINS",
     "NFT_TABLE",
     "PLAIN_COMMENT",
     "RenderedRules",
     "create_set",
+    "hooks",
     "iptables_text",
-    "localhost_objects",
     "nft_text",
+    "optional_objects",
     "render",
+    "set_kinds",
 ]
 
-HOOKS = (("mangle", "PREROUTING"), ("mangle", "OUTPUT"), ("raw", "PREROUTING"), ("raw", "OUTPUT"))
-"""The built-in chains that get a jump of ours."""
+_BUILTIN_CHAINS = ("PREROUTING", "OUTPUT")
+"""Those that get a jump of ours, in each table that holds rules of ours."""
 
-JUMPS_FIRST = frozenset({"mangle"})
-"""Tables where our jump stands before other rules; in the others it stands behind them."""
+FIRST_CHAINS = frozenset({"NFQPROXY-FLOWS"})
+"""Chains of ours whose jumps stand before other rules; the other jumps stand behind them."""
 
 NFT_TABLE = "nfqproxy"
 """Name of our nft table in the families ip and ip6."""
@@ -42,7 +43,10 @@ NFT_TABLE = "nfqproxy"
 PLAIN_COMMENT = "nfqproxy"
 """Comment of a jump in a chain that was there before."""
 
-_NFT_OBJECT = re.compile(r"^\t(chain|counter) (\S+) \{", re.MULTILINE)
+_NFT_OBJECT = re.compile(r"^\t(chain|counter|map) (\S+) \{", re.MULTILINE)
+
+_OPTIONAL = ("localhost.nft", "marks.nft")
+"""Templates that settings add to our nft table or leave out."""
 
 _HASH_SEED = 0x6E667170
 """Fixed, so that a client keeps its slot in every chain and after rules are applied again ("nfqp")."""
@@ -86,6 +90,17 @@ def _template(name: str) -> Template:
     raise HostError(f"template {name} is missing from {package / 'rules'}; reinstall nfqproxy")
 
 
+def hooks(settings: RuleSettings) -> tuple[tuple[str, str], ...]:
+    """Return (table, built-in chain) of every jump of ours."""
+    tables = ("mangle",) if settings.marks else ("mangle", "raw")
+    return tuple((table, chain) for table in tables for chain in _BUILTIN_CHAINS)
+
+
+def set_kinds(settings: RuleSettings) -> tuple[str, ...]:
+    """Return the kinds of ipset, one of each per family; marks need no flows, conntrack knows them."""
+    return ("frontends",) if settings.marks else ("frontends", "flows")
+
+
 def _lines(text: str) -> str:
     """Drop lines that a parameter left empty."""
     return "".join(line + "\n" for line in text.splitlines() if line.strip())
@@ -114,11 +129,13 @@ def iptables_text(
     run ahead of the jumps in each table.
     """
     first, last = settings.first_queue, settings.first_queue + settings.queue_count - 1
-    comment = dict.fromkeys(HOOKS, PLAIN_COMMENT) | dict(comments or {})
+    comment = dict.fromkeys(hooks(settings), PLAIN_COMMENT) | dict(comments or {})
     ahead = dict(before or {})
+    marks = settings.marks
     return _lines(
-        _template("queue.iptables").substitute(
-            {f"{table}_{chain.lower()}": comment[table, chain] for table, chain in HOOKS},
+        _template("queue-mark.iptables" if marks else "queue.iptables").substitute(
+            {f"{table}_{chain.lower()}": text for (table, chain), text in comment.items()},
+            keep=f"{marks.keep:#x}" if marks else "",
             f=int(family),
             queue=f"--queue-num {first}" if first == last else f"--queue-balance {first}:{last}",
             mangle_unhook="\n".join(ahead.get("mangle", ())),
@@ -187,6 +204,9 @@ def nft_text(family: Family, settings: RuleSettings) -> str:
     """Return the text for ``nft -f -`` of one family; it empties the table's rules, not its maps."""
     ip, addr = _IP[family], _ADDR[family]
     if settings.mode is RuleMode.OVERLAY:
+        if settings.marks:
+            empty = f"add table {ip} {NFT_TABLE}\nflush table {ip} {NFT_TABLE}\n"
+            return empty + _marks_text(family, settings.marks)
         return _template("keepalive.nft").substitute(ip=ip, addr=addr)
     pods = _pods(family, settings)
     slots = [(view, slot) for view in VIEWS for slot in range(MAX_SLOTS)]
@@ -210,13 +230,32 @@ def nft_text(family: Family, settings: RuleSettings) -> str:
     )
     if family is Family.IPV4 and settings.guards_localhost:
         text += _template("localhost.nft").substitute()
+    if settings.marks:
+        text += _marks_text(family, settings.marks)
     return text
 
 
-def localhost_objects() -> dict[str, str]:
-    """Return the chains and counters that only a served 127.0.0.1 needs: name -> kind."""
-    text = _template("localhost.nft").template
-    return {name: kind for kind, name in _NFT_OBJECT.findall(text)}
+def _marks_text(family: Family, marks: MarkMask) -> str:
+    every = 0xFFFFFFFF
+    bits = {
+        "flags": marks.masquerade | marks.keep,
+        "masquerade": marks.masquerade,
+        "keep": marks.keep,
+        "numbers": marks.numbers,
+        "not_numbers": every & ~marks.numbers,
+        "others": every & ~marks.mask,
+    }
+    return _template("marks.nft").substitute(
+        {name: f"{value:#x}" for name, value in bits.items()}, ip=_IP[family], addr=_ADDR[family]
+    )
+
+
+def optional_objects() -> list[dict[str, str]]:
+    """Return what settings may add to our nft table, each group as name -> kind of object."""
+    return [
+        {name: kind for kind, name in _NFT_OBJECT.findall(_template(file).template)}
+        for file in _OPTIONAL
+    ]
 
 
 def render(settings: RuleSettings) -> RenderedRules:
@@ -226,7 +265,7 @@ def render(settings: RuleSettings) -> RenderedRules:
         ipset="".join(
             create_set(kind, family, settings) + "\n"
             for family in on
-            for kind in ("frontends", "flows")
+            for kind in set_kinds(settings)
         ),
         iptables=iptables_text(Family.IPV4, settings) if Family.IPV4 in on else "",
         ip6tables=iptables_text(Family.IPV6, settings) if Family.IPV6 in on else "",

@@ -4,6 +4,7 @@ No behaviour beyond checks of a value against itself; nothing here knows the ker
 formats or a socket.
 """
 
+from nfqproxy.model.data_path import DEFAULT_MARK_MASK, DataPath, MarkMask
 from nfqproxy.model.plan import (
     Action,
     Backend,
@@ -26,15 +27,18 @@ from nfqproxy.model.service import (
 )
 
 __all__ = [
+    "DEFAULT_MARK_MASK",
     "Action",
     "Backend",
     "CandidateSet",
     "ClientClass",
+    "DataPath",
     "Endpoint",
     "Family",
     "FrontendKey",
     "FrontendKind",
     "FrontendPlan",
+    "MarkMask",
     "NodeContext",
     "PodDetector",
     "Protocol",

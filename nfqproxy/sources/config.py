@@ -14,6 +14,7 @@ import msgspec
 from nfqproxy.control.address import canonical_cidr, canonical_ip
 from nfqproxy.control.node import INTERFACE_NAME, Detector, NodeSettings, NonPodBackends
 from nfqproxy.errors import InputError, ManifestError
+from nfqproxy.model import DEFAULT_MARK_MASK, DataPath, MarkMask
 from nfqproxy.sources import paths as on_disk
 from nfqproxy.sources.document import DocumentError, parse_yaml
 from nfqproxy.sources.manifest import Shape
@@ -22,6 +23,7 @@ from nfqproxy.sources.schema import FieldError, convert, one_of
 KIND = "NfqproxyConfiguration"
 API_VERSION = "nfqproxy.io/v1alpha1"
 MODES = ("replace", "overlay")
+DATA_PATHS = tuple(str(path) for path in DataPath)
 READERS = ("netlink", "netfilterqueue")
 IPTABLES = ("auto", "nft", "legacy")
 PRIMARY = ("primary",)
@@ -74,6 +76,10 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     is, always lets the pod CIDRs of Node objects say it too, never keeps the pod's address."""
     steer_all: bool = False
     """Overlay mode: steer every Service, not only those labelled nfqproxy.io/steer: "true"."""
+    data_path: str = str(DataPath.CTNETLINK)
+    """ctnetlink: workers make conntrack entries; mark: they mark packets, and a nat rule translates."""
+    mark_mask: int = DEFAULT_MARK_MASK
+    """Data path mark: the bits of packet marks that are the proxy's alone, at least three."""
     workers: int = 1
     reader: str = "netlink"
     """netlink: the project's own queue reader; netfilterqueue: the package of that name."""
@@ -112,6 +118,7 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
             non_pod_backends=NonPodBackends(self.masquerade_non_pod_backends),
             is_overlay=self.mode == "overlay",
             steer_all=self.steer_all,
+            marks=MarkMask(self.mark_mask) if self.data_path == DataPath.MARK else None,
         )
 
 
@@ -145,6 +152,11 @@ def load(path: Path) -> ProxyConfig:
 def check(config: ProxyConfig) -> ProxyConfig:
     """The configuration with canonical addresses; FieldError for a value out of range."""
     one_of("mode", config.mode, MODES)
+    one_of("dataPath", config.data_path, DATA_PATHS)
+    try:
+        MarkMask(config.mark_mask)
+    except ValueError as error:
+        raise FieldError("markMask", str(error)) from None
     one_of("reader", config.reader, READERS)
     one_of("iptables", config.iptables, IPTABLES)
     mode = one_of("detectLocalMode", config.detect_local_mode, DETECTORS)

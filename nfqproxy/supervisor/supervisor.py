@@ -7,10 +7,11 @@ sends packets to the queue; a removed one leaves that set first. Changes that al
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from nfqproxy.api import channel
+from nfqproxy.core.marks import FrontendMarks
 from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext
 from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.worker_process import WorkerProcess
@@ -40,12 +41,38 @@ class KernelState(Protocol):
         ...
 
 
+class Marks(Protocol):
+    """What the supervisor needs of marks for backends (data path ``mark``); calls may block."""
+
+    def give(self, plans: Iterable[FrontendPlan]) -> tuple[FrontendMarks, ...]:
+        """Make the kernel know a mark for each backend of ``plans``; returns what workers may use."""
+        ...
+
+    def leave(self, keys: Iterable[FrontendKey]) -> None:
+        """These frontends have gone."""
+        ...
+
+    def free(self) -> bool:
+        """No worker uses marks of gone backends any more; True when that made some free."""
+        ...
+
+    def lacking(self) -> tuple[FrontendKey, ...]:
+        """Frontends with more backends than marks."""
+        ...
+
+
 class Supervisor:
     """Holds the newest plans and hands them on. One ``publish`` at a time."""
 
-    def __init__(self, kernel: KernelState, affinities: AffinityStore) -> None:
+    def __init__(
+        self, kernel: KernelState, affinities: AffinityStore, marks: Marks | None = None
+    ) -> None:
         self._kernel = kernel
         self._affinities = affinities
+        self._marks = marks
+        self._are_marks_given = False
+        # What workers may use: the kernel knows it.
+        self._known_marks: dict[FrontendKey, FrontendMarks] = {}
         self._plans: Mapping[FrontendKey, FrontendPlan] = {}
         self._node = NodeContext(node_name="")
         self._kernel_follows = False
@@ -70,6 +97,7 @@ class Supervisor:
             is_whole=True,
             pod_detector=self._node.pod_detector,
             upserts=tuple(self._plans.values()),
+            marks=tuple(self._known_marks.values()),
             affinities=self._affinities.records(),
         )
 
@@ -100,6 +128,7 @@ class Supervisor:
         async with self._lock:
             if anew:
                 self._kernel_follows = False
+                self._are_marks_given = False
                 await asyncio.to_thread(self._kernel.restore)
             old = self._plans
             if not self._kernel_follows:
@@ -115,24 +144,52 @@ class Supervisor:
             if self._kernel_follows and not upserts and not removes and not is_other_node:
                 return False
             self._kernel_follows = False
+            marks = await self._give_marks(upserts if self._are_marks_given else plans.values())
             # Workers first for what is new; they keep what goes until the sets let it go.
             self._plans = {**old, **plans}
             self._node = node
-            if upserts or is_other_node:
-                await self._tell_workers(upserts=upserts)
+            if upserts or marks or is_other_node:
+                await self._tell_workers(upserts=upserts, marks=marks)
             await asyncio.to_thread(self._kernel.sync, plans, node, altered)
             self._kernel_follows = True
             self._plans = plans
             if removes:
                 await self._tell_workers(removes=removes)
+            await self._free_marks(removes)
             self.served_revision = self.revision
             return True
+
+    async def _give_marks(self, plans: Iterable[FrontendPlan]) -> tuple[FrontendMarks, ...]:
+        """Marks for these frontends' backends, to be told to the workers: the kernel knows them."""
+        if self._marks is None:
+            return ()
+        self._are_marks_given = False
+        given = await asyncio.to_thread(self._marks.give, plans)
+        self._are_marks_given = True
+        self._known_marks.update((each.key, each) for each in given)
+        return given
+
+    async def _free_marks(self, removes: Iterable[FrontendKey]) -> None:
+        """Let marks of what has gone go, unless a worker may still use them: then with a later change."""
+        if self._marks is None:
+            return
+        for key in removes:
+            self._known_marks.pop(key, None)
+        self._marks.leave(removes)
+        if not all(worker.follows(self.revision) for worker in self.workers):
+            return
+        if await asyncio.to_thread(self._marks.free):
+            # Backends without a mark may have one now.
+            lacking = [self._plans[key] for key in self._marks.lacking()]
+            if lacking:
+                await self._tell_workers(marks=await self._give_marks(lacking))
 
     async def _tell_workers(
         self,
         *,
         upserts: Sequence[FrontendPlan] = (),
         removes: Sequence[FrontendKey] = (),
+        marks: Sequence[FrontendMarks] = (),
     ) -> None:
         self.revision += 1
         message = channel.Plans(
@@ -141,6 +198,7 @@ class Supervisor:
             pod_detector=self._node.pod_detector,
             upserts=tuple(upserts),
             removes=tuple(removes),
+            marks=tuple(marks),
         )
         # A worker that is just starting has been sent the snapshot before this one; it is not waited for.
         ready = [worker for worker in self.workers if worker.is_ready]

@@ -81,6 +81,10 @@ class WorkerProcess:
         """True while a process decides packets."""
         return self.applied_revision > 0
 
+    def follows(self, revision: int) -> bool:
+        """True when no process decides, or may begin to decide, by something older than ``revision``."""
+        return self._process is None or self.applied_revision >= revision
+
     async def start(self) -> None:
         """Start the process and wait until its queue is bound; raises what keeps it from starting."""
         try:

@@ -75,13 +75,23 @@ class ConntrackSocket:
                 found = ctnetlink.parse_entry(message.payload)
         return found
 
+    def delete(self, existing: ctnetlink.Entry) -> None:
+        """Delete ``existing``, that one and not one that took its place; fine if it has gone."""
+        self._send(self._deletion(existing))
+        for _sequence, code in self._failures():
+            if code != errno.ENOENT:
+                raise KernelError("delete a conntrack entry", code)
+
+    @staticmethod
+    def _deletion(existing: ctnetlink.Entry) -> bytes:
+        return ctnetlink.delete_entry(
+            existing.original, _SINGLE, id=existing.id, ack=False, zone=existing.zone or None
+        )
+
     def replace(self, existing: ctnetlink.Entry, entry: bytes) -> int:
         """Delete ``existing`` (that one, not one that took its place) and carry out a CT_NEW message.
 
         Returns the errno of the creation, 0 when the new entry stands.
         """
-        request = ctnetlink.delete_entry(
-            existing.original, _SINGLE, id=existing.id, ack=False, zone=existing.zone or None
-        )
-        self._send(request + entry)
+        self._send(self._deletion(existing) + entry)
         return next((code for seq, code in self._failures() if seq != _SINGLE), 0)

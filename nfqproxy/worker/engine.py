@@ -1,21 +1,18 @@
-"""One worker's engine: batch in, entries made, failures mended, verdicts out.
+"""One worker's engine: batch in, decided and carried out, verdicts out.
 
 Whatever happens in between, each packet gets exactly one verdict. When something goes wrong for a
 packet it is accepted as it came, and what stands behind the queue decides for it.
 """
 
-import errno
 import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 
-from nfqproxy.core import existing
 from nfqproxy.core.dataplane import Dataplane, QueuedPacket
-from nfqproxy.errors import CodecError, KernelError
-from nfqproxy.wire import ctnetlink, nlmsg
 from nfqproxy.worker.conntrack import ConntrackSocket
-from nfqproxy.worker.readers import QueueReader
+from nfqproxy.worker.data_paths import DataPath
+from nfqproxy.worker.readers import Answer, QueueReader
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +21,28 @@ _ROUNDS = 16
 
 
 class Engine:
-    """Ties a reader, a dataplane and a conntrack socket together."""
+    """Ties a reader and a data path together, and counts what they do."""
 
     def __init__(
-        self, reader: QueueReader, dataplane: Dataplane, conntrack: ConntrackSocket
+        self,
+        reader: QueueReader,
+        dataplane: Dataplane,
+        conntrack: ConntrackSocket,
+        path: DataPath,
     ) -> None:
         self._reader = reader
         self._dataplane = dataplane
         self._conntrack = conntrack
+        self._path = path
         self.packets = 0
         self.batches = 0
-        self.installed = 0
         self.events: Counter[str] = Counter()
         """Everything out of the ordinary, by name."""
+
+    @property
+    def installed(self) -> int:
+        """Connections translated by what this worker did."""
+        return self._path.installed
 
     def run_ready(self) -> bool:
         """Handle what waits, at most some batches; True when the reader itself still holds packets,
@@ -50,77 +56,33 @@ class Engine:
         return self._reader.holds_packets
 
     def handle(self, packets: Sequence[QueuedPacket]) -> None:
-        """Decide, install and answer one batch."""
+        """Decide, carry out and answer one batch."""
         self.packets += len(packets)
         self.batches += 1
-        dropped: Sequence[int] = ()
+        answer = Answer()
         try:
-            dataplane = self._dataplane
-            now_s = time.clock_gettime(time.CLOCK_BOOTTIME) if dataplane.has_affinity else 0.0
-            entries, dropped = dataplane.assemble(packets, now_s)
-            if entries:
-                failures = self._conntrack.create(entries)
-                self.installed += len(entries) - len(failures)
-                for sequence, code in failures:
-                    self._mend(entries[sequence - 1], code)
+            path = self._path
+            now_s = time.clock_gettime(time.CLOCK_BOOTTIME) if path.needs_time else 0.0
+            path.handle(packets, now_s, answer)
         except Exception:
             # Entries already made stand; the packets pass.
             self.events["batch_errors"] += 1
             if self.events["batch_errors"] == 1:
                 log.exception("deciding a batch failed; its packets pass undecided")
         finally:
-            self._reader.answer(packets, dropped)
-
-    def _mend(self, entry: bytes, code: int) -> None:
-        """Handle a CT_NEW that failed."""
-        if code != errno.EEXIST:
-            name = errno.errorcode.get(code, str(code))
-            self.events[f"error_{name}"] += 1
-            return
-        try:
-            self._mend_existing(entry)
-        except (KernelError, CodecError, OSError):
-            self.events["mend_errors"] += 1
-
-    def _mend_existing(self, entry: bytes) -> None:
-        message = next(iter(nlmsg.messages(entry)))
-        wanted = ctnetlink.parse_entry(message.payload).original
-        found = self._conntrack.find(wanted)
-        if found is None:
-            # The reply tuple clashed, or the entry has just expired: one more try tells.
-            self._settle(self._conntrack.create([entry]), "vanished")
-            return
-        judgement = existing.judge(
-            found,
-            backend_lives=self._dataplane.has_backend(
-                wanted.dst + wanted.dst_port.to_bytes(2),
-                wanted.protocol,
-                found.reply.src,
-                found.reply.src_port,
-            ),
-        )
-        self.events[judgement.name.lower()] += 1
-        if judgement.replaces:
-            code = self._conntrack.replace(found, entry)
-            if code:
-                self.events[f"replace_{errno.errorcode.get(code, str(code))}"] += 1
-            else:
-                self.installed += 1
-
-    def _settle(self, failures: Sequence[tuple[int, int]], name: str) -> None:
-        self.events[f"{name}_failed" if failures else name] += 1
-        if not failures:
-            self.installed += 1
+            self._reader.answer(packets, answer)
 
     def counters(self) -> dict[str, int]:
         """Everything out of the ordinary, zero ones left out."""
         dataplane = self._dataplane
         counts = {
             **self.events,
+            **self._path.events,
             "unknown_frontend": dataplane.unknown,
             "unparsed": dataplane.unparsed,
             "failed_picks": dataplane.failed_picks,
             "no_route": dataplane.no_route,
+            "unmarked": dataplane.unmarked,
             "source_range_dropped": dataplane.source_range_dropped,
             "no_local_endpoint_dropped": dataplane.no_local_endpoint_dropped,
             "queue_overruns": self._reader.overruns,

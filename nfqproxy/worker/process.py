@@ -22,8 +22,9 @@ from nfqproxy.core.sources import SourceClasses
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.links import Links
 from nfqproxy.kernel.routes import Routes
-from nfqproxy.model import PodDetector
+from nfqproxy.model import MarkMask, PodDetector
 from nfqproxy.worker.conntrack import ConntrackSocket
+from nfqproxy.worker.data_paths import CtnetlinkPath, DataPath, MarkPath
 from nfqproxy.worker.engine import Engine
 from nfqproxy.worker.readers import QueueReader, open_reader
 
@@ -95,15 +96,22 @@ class Worker:
         self._links = Links(reader.arrived_by)
         self._pod_detector = PodDetector()
         self._conntrack = ConntrackSocket()
+        mask = None if configure.mark_mask is None else MarkMask(configure.mark_mask)
         self._dataplane = Dataplane(
             rng=Random(configure.seed),
             classes=self._source_classes(),
             interfaces=self._links,
             masquerade_source=self._routes.masquerade_source,
+            mask=mask,
         )
-        self._engine = Engine(reader, self._dataplane, self._conntrack)
+        self._engine = Engine(reader, self._dataplane, self._conntrack, self._data_path(mask))
         self._is_open = False
         self._is_closed = False
+
+    def _data_path(self, mask: MarkMask | None) -> DataPath:
+        if mask is None:
+            return CtnetlinkPath(self._dataplane, self._conntrack)
+        return MarkPath(self._dataplane, self._conntrack, mask=mask, reader=self._reader)
 
     def _source_classes(self) -> SourceClasses:
         self._addresses = self._routes.addresses()
@@ -158,6 +166,7 @@ class Worker:
         if message.is_whole:
             self._dataplane.clear()
         self._dataplane.upsert(message.upserts)
+        self._dataplane.set_marks(message.marks)
         self._dataplane.remove(message.removes)
         self._dataplane.put_affinity(message.affinities)
         if message.is_whole:

@@ -1,6 +1,7 @@
 """Queue readers: two interchangeable ways to take packets off an NFQUEUE and answer for them.
 
-``netlink`` speaks the protocol itself: batches, fail-open, one verdict message for a whole batch.
+``netlink`` speaks the protocol itself: batches, fail-open, one verdict message for a whole batch where
+one verdict fits all.
 ``netfilterqueue`` uses the package of that name (libnetfilter_queue): one verdict message a packet.
 Both hand out ``core.dataplane.QueuedPacket`` tuples and answer in arrival order.
 """
@@ -8,7 +9,7 @@ Both hand out ``core.dataplane.QueuedPacket`` tuples and answer in arrival order
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
 from sys import byteorder
 from typing import Any, Protocol
@@ -30,8 +31,21 @@ _SLOT_BYTES = 512
 _MAX_LAYOUTS = 8
 """Layouts of messages that are remembered: forwarded or from the node, with a mark or without, ..."""
 
-_Layout = tuple[Callable[..., tuple[int, ...]], tuple[int, ...], int]
-"""unpack_from of everything up to the payload, the attribute headers it must find, payload offset."""
+_Layout = tuple[Callable[..., tuple[int, ...]], tuple[int, ...], int, int]
+"""unpack_from of everything up to the payload, the attribute headers it must find, payload offset, offset
+of NFQA_MARK's value (0: there is none)."""
+
+
+class Answer:
+    """What becomes of the packets of a batch: accepted as they came, but for those named here."""
+
+    __slots__ = ("dropped", "marks")
+
+    def __init__(self) -> None:
+        self.dropped: list[int] = []
+        """Ids of packets to drop."""
+        self.marks: Mapping[int, int] = {}
+        """Id -> the whole packet mark to accept it with; one that is dropped as well is dropped."""
 
 
 class QueueReader(Protocol):
@@ -63,8 +77,12 @@ class QueueReader(Protocol):
         """Up to BATCH waiting packets, in arrival order; empty when none waits."""
         ...
 
-    def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
-        """Answer all packets of the last ``read``: those in ``dropped`` are dropped, the rest accepted."""
+    def marks(self) -> Mapping[int, int]:
+        """Packet marks of the last ``read`` by packet id; those that are 0 may be left out."""
+        ...
+
+    def answer(self, packets: Sequence[QueuedPacket], answer: Answer) -> None:
+        """Answer all packets of the last ``read``."""
         ...
 
 
@@ -91,8 +109,13 @@ class NetlinkReader:
         self._send = self.queue_socket.handle.send
         self._layouts: list[_Layout] = []
         self._layout = self._learn_layout(())
+        self._marks: dict[int, int] = {}
         # One message accepts everything up to an id: all before the id is constant.
         self._accept_up_to = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)[:-4]
+        # The same for one packet with a mark: the id, an attribute header, the mark.
+        marked = nfqueue.verdict(queue, 0, nfqueue.NF_ACCEPT, 0)
+        self._accept, self._mark_header = marked[:-12], marked[-8:-4]
+        self._pack_marked = Struct(f"={len(self._accept)}sI4s4s").pack
 
     @property
     def holds_packets(self) -> bool:
@@ -118,20 +141,24 @@ class NetlinkReader:
         """
         layout = self._FIRST
         offset = self._FIRST_END
+        mark_at = 0
         for word in headers:
-            length, _type = Struct("=HH").unpack(Struct("=I").pack(word))
+            length, kind = Struct("=HH").unpack(Struct("=I").pack(word))
+            if kind == nfqueue.NFQA_MARK:
+                mark_at = offset + 4
             padded = (length + 3) & ~3
             layout += f"I{padded - 4}x"
             offset += padded
         layout += "2xH"
-        learnt = Struct(layout).unpack_from, (*headers, nfqueue.NFQA_PAYLOAD), offset + 4
+        expected = (*headers, nfqueue.NFQA_PAYLOAD)
+        learnt = Struct(layout).unpack_from, expected, offset + 4, mark_at
         self._layouts = [learnt, *self._layouts[: _MAX_LAYOUTS - 1]]
         return learnt
 
     def _decode(self, slots: bytes, start: int, index: int) -> QueuedPacket | None:
         """Read a message that has not the layout of the one before; its own is tried first next time."""
         for layout in self._layouts:
-            unpack, expected, payload_at = layout
+            unpack, expected, payload_at, mark_at = layout
             fields = unpack(slots, start)
             if (
                 fields[4:] == expected
@@ -139,6 +166,10 @@ class NetlinkReader:
                 and fields[0] <= _SLOT_BYTES
             ):
                 self._layout = layout
+                if mark_at:
+                    self._marks[fields[2]] = int.from_bytes(
+                        slots[start + mark_at : start + mark_at + 4]
+                    )
                 return fields[2], fields[3], slots[start + payload_at : start + fields[0]]
         data = slots[start : start + self._receiver.length(index)]
         walked = self._walk(data)
@@ -162,6 +193,8 @@ class NetlinkReader:
                 return packet_id, arrival, data[offset + 4 : offset + length]
             if length < 4:
                 break
+            if attribute == nfqueue.NFQA_MARK:
+                self._marks[packet_id] = int.from_bytes(data[offset + 4 : offset + 8])
             headers.append(self._WORD(data, offset)[0])
             offset += (length + 3) & ~3
         # No payload: decided as an unreadable packet, that is, accepted.
@@ -179,44 +212,60 @@ class NetlinkReader:
             count, slots = self._receiver.receive()
         packets: list[QueuedPacket] = []
         append = packets.append
+        marks = self._marks = {}
         packet_type = nfqueue.MSG_PACKET
         slot_bytes = _SLOT_BYTES
+        from_bytes = int.from_bytes
         layout = self._layout
-        unpack, expected, payload_at = layout
+        unpack, expected, payload_at, mark_at = layout
         for start in range(0, count * slot_bytes, slot_bytes):
             fields = unpack(slots, start)
             if fields[4:] == expected and fields[1] == packet_type and fields[0] <= slot_bytes:
                 append((fields[2], fields[3], slots[start + payload_at : start + fields[0]]))
+                if mark_at:
+                    marks[fields[2]] = from_bytes(slots[start + mark_at : start + mark_at + 4])
                 continue
             decoded = self._decode(slots, start, start // slot_bytes)
             if decoded is not None:
                 append(decoded)
             if self._layout is not layout:
                 layout = self._layout
-                unpack, expected, payload_at = layout
+                unpack, expected, payload_at, mark_at = layout
         return packets
+
+    def marks(self) -> dict[int, int]:
+        """See QueueReader."""
+        return self._marks
 
     def _count_errors(self, data: bytes) -> None:
         for message in nlmsg.messages(data):
             if message.type == nlmsg.NLMSG_ERROR and nlmsg.ack(message).errno:
                 self.verdict_errors += 1
 
-    def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
+    def answer(self, packets: Sequence[QueuedPacket], answer: Answer) -> None:
         """See QueueReader."""
-        if not dropped:
+        marks, dropped = answer.marks, answer.dropped
+        if not dropped and not marks:
             self._send(self._accept_up_to + packets[-1][0].to_bytes(4, byteorder))
             return
-        queue = self.queue_socket.queue
-        drop = frozenset(dropped)
+        pack, accept, header = self._pack_marked, self._accept, self._mark_header
+        drop, mark_of = frozenset(dropped), marks.get
         self._send(
             b"".join(
-                nfqueue.verdict(
-                    queue,
-                    socket.ntohl(packet_id),
-                    nfqueue.NF_DROP if packet_id in drop else nfqueue.NF_ACCEPT,
-                )
-                for packet_id, _arrival, _payload in packets
+                [
+                    pack(accept, packet_id, header, mark.to_bytes(4))
+                    if (mark := mark_of(packet_id)) is not None and packet_id not in drop
+                    else self._plain_verdict(packet_id, is_dropped=packet_id in drop)
+                    for packet_id, _arrival, _payload in packets
+                ]
             )
+        )
+
+    def _plain_verdict(self, packet_id: int, *, is_dropped: bool) -> bytes:
+        return nfqueue.verdict(
+            self.queue_socket.queue,
+            socket.ntohl(packet_id),
+            nfqueue.NF_DROP if is_dropped else nfqueue.NF_ACCEPT,
         )
 
 
@@ -278,14 +327,20 @@ class NetfilterqueueReader:
         self._batch = [packet for _, packet in taken]
         return [queued for queued, _ in taken]
 
-    def answer(self, packets: Sequence[QueuedPacket], dropped: Sequence[int]) -> None:
+    def marks(self) -> dict[int, int]:
         """See QueueReader."""
-        drop = frozenset(dropped)
+        return {packet.id: mark for packet in self._batch if (mark := packet.mark)}
+
+    def answer(self, packets: Sequence[QueuedPacket], answer: Answer) -> None:
+        """See QueueReader."""
+        drop = frozenset(answer.dropped)
         for (packet_id, _arrival, _payload), packet in zip(packets, self._batch, strict=True):
             if packet_id in drop:
                 packet.drop()
-            else:
-                packet.accept()
+                continue
+            if packet_id in answer.marks:
+                packet.set_mark(answer.marks[packet_id])
+            packet.accept()
         self._batch = []
 
 

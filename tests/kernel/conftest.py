@@ -31,6 +31,7 @@ import pytest
 
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.lab.topology import Topology, topology
+from tests.kernel.responder import Responder
 
 WEB_VIP4, WEB_VIP6 = "10.96.0.80", "fd00:10:96::80"
 DNS_VIP4, DNS_VIP6 = "10.96.0.53", "fd00:10:96::53"
@@ -78,6 +79,15 @@ def fresh_topology() -> Iterator[Topology]:
     """One client, node n1, three pods; fresh for every test (about 0.05 s to make)."""
     with topology() as built:
         yield built
+
+
+@pytest.fixture
+def cluster(topology: Topology) -> Iterator[Topology]:
+    """The same, with an answer from every pod on TCP and UDP 8080."""
+    with Responder() as responder:
+        for pod in topology.pods:
+            responder.serve(pod.namespace, pod.name, 8080)
+        yield topology
 
 
 @pytest.fixture(scope="module")

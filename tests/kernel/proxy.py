@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
 from nfqproxy.kernel.affinity_file import remove_stored, store_path
@@ -26,6 +28,13 @@ from tests.kernel.manifests import Manifest, text
 
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/56"
 READERS = ("netlink", "netfilterqueue")
+DATA_PATHS = ("ctnetlink", "mark")
+COMBINATIONS = [
+    pytest.param((reader, path), id=f"{reader}-{path}") for reader in READERS for path in DATA_PATHS
+]
+"""Every reader on every data path, as parameters of a test or fixture."""
+RUNS = [each for each in COMBINATIONS if each.values[0] != ("netfilterqueue", "mark")]
+"""The same without the combination that differs from others in nothing but how a verdict is sent."""
 _QUEUE_RULE = re.compile(r"^-A NFQPROXY-QUEUE -p (\w+) .* -c (\d+) \d+ -j NFQUEUE", re.MULTILINE)
 _FOLLOWED = "nfqproxy: revision "
 _START_TIMEOUT_S = 60.0
@@ -68,6 +77,7 @@ class Proxy:
         node_name: str = "n1",
         cluster_cidr: str = CLUSTER_CIDR,
         reader: str = "netlink",
+        data_path: str = "ctnetlink",
         mode: str = "replace",
         workers: int = 1,
         env: Mapping[str, str] | None = None,
@@ -86,7 +96,9 @@ class Proxy:
         self._arguments = ["run", "--manifests", str(self.manifest), "--node-name", node_name]
         if cluster_cidr:
             self._arguments += ["--cluster-cidr", cluster_cidr]
-        self._arguments += ["--reader", reader, "--mode", mode, "--workers", str(workers), *flags]
+        self._queue_table = "raw" if data_path == "ctnetlink" else "mangle"
+        self._arguments += ["--reader", reader, "--data-path", data_path, "--mode", mode]
+        self._arguments += ["--workers", str(workers), *flags]
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: set[ProcessRef] = set()
 
@@ -168,6 +180,10 @@ class Proxy:
         """Packets that the present workers have read from their queues."""
         return sum(worker["packets"] for worker in self.status()["workers"])
 
+    def installed(self) -> int:
+        """Connections that the present workers have translated."""
+        return sum(worker["installed"] for worker in self.status()["workers"])
+
     def counters(self) -> dict[str, int]:
         """What the workers count as out of the ordinary, summed over them."""
         total: dict[str, int] = {}
@@ -180,7 +196,9 @@ class Proxy:
         """Packets that each queue rule has matched since the rules were put in, by iptables' listing."""
         found: dict[tuple[Family, Protocol], int] = {}
         for family, tool in ((Family.IPV4, "iptables"), (Family.IPV6, "ip6tables")):
-            listing = self.namespace.run(tool, *["-t", "raw", "-S", "NFQPROXY-QUEUE", "-v"]).stdout
+            listing = self.namespace.run(
+                tool, *["-t", self._queue_table, "-S", "NFQPROXY-QUEUE", "-v"]
+            ).stdout
             for protocol, packets in _QUEUE_RULE.findall(listing):
                 found[family, Protocol[protocol.upper()]] = int(packets)
         return found

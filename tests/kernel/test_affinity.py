@@ -16,7 +16,7 @@ from nfqproxy.kernel.netns import Namespace
 from nfqproxy.lab.topology import Topology
 from tests.kernel.conftest import WEB_VIP4, MakeTopology
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import Proxy, wait_until
+from tests.kernel.proxy import DATA_PATHS, Proxy, wait_until
 from tests.kernel.responder import Responder
 
 CLIENTS = [f"192.0.2.{number}" for number in range(50, 250)]
@@ -75,8 +75,9 @@ def crowd(make_topology: MakeTopology) -> Iterator[Crowd]:
         yield Crowd(built)
 
 
-def test_200_clients_stay_over_restarts_of_every_process(crowd: Crowd) -> None:
-    with Proxy(crowd.node, sticky(crowd.pods), workers=2) as proxy:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_200_clients_stay_over_restarts_of_every_process(crowd: Crowd, data_path: str) -> None:
+    with Proxy(crowd.node, sticky(crowd.pods), workers=2, data_path=data_path) as proxy:
         first = crowd.ask_all()
         assert set(first.values()) == {pod.name for pod in crowd.topology.pods_of("n1")}
         assert crowd.ask_all() == first
@@ -131,8 +132,11 @@ def test_the_time_out_is_honoured(crowd: Crowd) -> None:
             assert third == second
 
 
-def test_an_endpoint_that_leaves_is_replaced_and_does_not_come_back(crowd: Crowd) -> None:
-    with Proxy(crowd.node, sticky(crowd.pods)) as proxy:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_an_endpoint_that_leaves_is_replaced_and_does_not_come_back(
+    crowd: Crowd, data_path: str
+) -> None:
+    with Proxy(crowd.node, sticky(crowd.pods), data_path=data_path) as proxy:
         first = crowd.ask_all()
         gone = crowd.topology.pods_of("n1")[0].name
         proxy.follow(sticky(crowd.pods[1:]))

@@ -175,6 +175,8 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--cluster-cidr", "10.244.0.0/33"),
         ("--cluster-cidr", "10.244.0.0/33", "10.244.0.0/16"),
     ),
+    "mark-mask": (("--mark-mask", "0x3"), ("--mark-mask", "0x3 is no mask of 3 to 32 bits")),
+    "mark-mask-word": (("--mark-mask", "bits"), ("--mark-mask", '"bits" is no number', "0x3f7f")),
     "node-address": (("--node-address", "n1"), ("--node-address", '"n1" is no IP address')),
 }
 
@@ -192,6 +194,9 @@ CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown-field": ("wrokers: 2\n", ("wrokers", 'did you mean "workers"')),
     "wrong-type": ("workers: many\n", ("workers", "integer")),
     "out-of-range": ("firstQueue: 70000\n", ("firstQueue", "70000", "65535")),
+    "mask-of-two-bits": ("markMask: 0x3000\n", ("markMask", "0x3000", "3 to 32 bits", "0x3f7f")),
+    "mask-as-text": ('markMask: "0x3f7f"\n', ("markMask", "integer")),
+    "wrong-data-path": ("dataPath: marks\n", ("dataPath", '"marks"', '"mark"')),
     "wrong-choice": ("mode: overlord\n", ("mode", "overlord", "overlay")),
     "wrong-kind": ("kind: Deployment\n", ("kind", "NfqproxyConfiguration")),
     "bad-cidr": ("clusterCIDR: 10.244.0.0\n/16", ("line ",)),

@@ -85,7 +85,7 @@ def test_result_holds_costs_shares_and_provenance() -> None:
 
 
 def test_proxy_is_measured_against_the_reference() -> None:
-    words = ["--contenders", "netlink,c", "--connections", "3000", "--rounds", "1"]
+    words = ["--contenders", "netlink,mark,c", "--connections", "3000", "--rounds", "1"]
     done = bench("cpu", *words, "-o", "json")
     assert done.returncode == 0, done.stderr
     by_name = {summary["contender"]: summary for summary in json.loads(done.stdout)["summary"]}

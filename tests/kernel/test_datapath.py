@@ -11,7 +11,7 @@ import pytest
 from nfqproxy.kernel.counters import rule_counters
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.model import Family, Protocol
-from tests.kernel.proxy import READERS
+from tests.kernel.proxy import COMBINATIONS
 from tests.kernel.responder import TIMEOUT_S, Answer, ask_tcp, ask_udp, family_of, new_flow, parse
 from tests.kernel.world import (
     NODE4,
@@ -37,9 +37,10 @@ LOCAL_PODS = {"pod-1-11", "pod-1-12", "pod-1-13"}
 PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 
 
-@pytest.fixture(scope="module", name="running", params=READERS)
+@pytest.fixture(scope="module", name="running", params=COMBINATIONS)
 def a_world(request: pytest.FixtureRequest) -> Iterator[World]:
-    with world(reader=request.param) as running:
+    reader, data_path = request.param
+    with world(reader=reader, data_path=data_path) as running:
         yield running
 
 

@@ -2,15 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
-from nfqproxy.lab.topology import Topology, topology
+from nfqproxy.lab.topology import Topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Endpoint, Manifest, Port, service
-from tests.kernel.proxy import READERS, Proxy, run_cli, wait_until
-from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp, new_flow
+from tests.kernel.proxy import RUNS, Proxy, run_cli, wait_until
+from tests.kernel.responder import Connection, ask_tcp, ask_udp, new_flow
 
 VIP4, VIP6 = "10.96.0.80", "fd00:10:96::80"
 BALANCED = ("198.51.100.7", "2001:db8:51::7")
@@ -18,14 +17,6 @@ PORTS = (
     Port(name="tcp", port=80, target=8080),
     Port(name="udp", port=80, target=8080, protocol="UDP"),
 )
-
-
-@pytest.fixture
-def cluster() -> Iterator[Topology]:
-    with topology() as built, Responder() as responder:
-        for pod in built.pods:
-            responder.serve(pod.namespace, pod.name, 8080)
-        yield built
 
 
 def web(built: Topology, *weights: int) -> list[Manifest]:
@@ -49,11 +40,16 @@ def who_answers(built: Topology, vip: str, count: int = 40) -> Counter[str]:
     return names
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_changed_endpoints_and_weights_are_followed(cluster: Topology, reader: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_changed_endpoints_and_weights_are_followed(
+    cluster: Topology, run: tuple[str, str]
+) -> None:
+    reader, data_path = run
     one, two, three = (pod.name for pod in cluster.pods)
     node, client = cluster.node.namespace, cluster.client.namespace
-    with Proxy(node, web(cluster, 1, 0), "--seed", "7", reader=reader) as proxy:
+    with Proxy(
+        node, web(cluster, 1, 0), "--seed", "7", reader=reader, data_path=data_path
+    ) as proxy:
         held = [Connection(client, vip, 80) for vip in (VIP4, VIP6)]
         try:
             assert {connection.answer.name for connection in held} == {one}
@@ -175,11 +171,12 @@ def test_a_broken_manifest_leaves_the_last_good_state(cluster: Topology) -> None
         assert set(who_answers(cluster, VIP4, 10)) == {two}
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_masquerade_follows_the_nodes_address(cluster: Topology, reader: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_masquerade_follows_the_nodes_address(cluster: Topology, run: tuple[str, str]) -> None:
+    reader, data_path = run
     node, client = cluster.node.namespace, cluster.client.namespace
     fresh4, fresh6 = "192.0.2.7", "2001:db8:2::7"
-    with Proxy(node, web(cluster, 1, 1, 1), reader=reader) as proxy:
+    with Proxy(node, web(cluster, 1, 1, 1), reader=reader, data_path=data_path) as proxy:
         for vip, address in ((VIP4, "192.0.2.1"), (VIP6, "2001:db8:2::1")):
             assert ask_tcp(client, vip, 80).client == address
             assert ask_tcp(node, vip, 80).client == address

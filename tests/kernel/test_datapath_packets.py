@@ -17,7 +17,7 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.lab.icmp import open_listener, read_message
 from nfqproxy.model import Family, Protocol
-from tests.kernel.proxy import READERS
+from tests.kernel.proxy import COMBINATIONS
 from tests.kernel.responder import TIMEOUT_S, new_flow, parse
 from tests.kernel.world import NODE4, NODE6, REMOTE4, REMOTE6, SCTP4, WEB4, WEB6, World, world
 
@@ -30,9 +30,10 @@ BEYOND_COPY_RANGE = bytes([0, 15, 0x1E, 124, *bytes(124)])
 IPV6_DSTOPTS = 59  # include/uapi/linux/in6.h
 
 
-@pytest.fixture(scope="module", name="running", params=READERS)
+@pytest.fixture(scope="module", name="running", params=COMBINATIONS)
 def a_world(request: pytest.FixtureRequest) -> Iterator[World]:
-    with world(reader=request.param) as running:
+    reader, data_path = request.param
+    with world(reader=reader, data_path=data_path) as running:
         yield running
 
 
@@ -74,7 +75,7 @@ def test_headers_beyond_what_is_copied_are_left_to_the_fallback(running: World) 
     """The worker sees 128 bytes of a packet; a TCP header that begins later it cannot decide."""
     before = running.proxy.counters().get("unparsed", 0)
     with (
-        running.queues({(Family.IPV6, Protocol.TCP): 1}),
+        running.queues({(Family.IPV6, Protocol.TCP): 1}, undecided=1),
         running.client.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock,
     ):
         sock.settimeout(TIMEOUT_S)

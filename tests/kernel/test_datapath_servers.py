@@ -21,7 +21,7 @@ from nfqproxy.lab.servers import server_directory, start_dns, start_web
 from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import READERS, Proxy
+from tests.kernel.proxy import RUNS, Proxy
 
 WEB = {"4": "10.96.0.80", "6": "fd00:10:96::80"}
 DNS = {"4": "10.96.0.53", "6": "fd00:10:96::53"}
@@ -65,7 +65,7 @@ def network() -> Iterator[Topology]:
         yield built
 
 
-@pytest.fixture(scope="module", params=READERS)
+@pytest.fixture(scope="module", params=RUNS)
 def cluster(request: pytest.FixtureRequest, network: Topology) -> Iterator[Cluster]:
     addresses = [a for pod in network.pods for a in (pod.address4, pod.address6)]
     weights = {
@@ -93,7 +93,10 @@ def cluster(request: pytest.FixtureRequest, network: Topology) -> Iterator[Clust
         ),
     ]
     node = network.node.namespace
-    with Proxy(node, objects, "--seed", "20", reader=request.param) as proxy:
+    # Flows of the run before: conntrack would know them, and no packet of theirs would be queued.
+    node.run("conntrack", "-F")
+    reader, data_path = request.param
+    with Proxy(node, objects, "--seed", "20", reader=reader, data_path=data_path) as proxy:
         yield Cluster(network, proxy)
         proxy.stop()
         proxy.cleanup()

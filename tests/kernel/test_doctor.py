@@ -23,6 +23,7 @@ import pytest
 
 from nfqproxy.api import admin
 from nfqproxy.errors import NfqproxyError
+from nfqproxy.kernel.mark_users import mark_users
 from nfqproxy.kernel.netns import Namespace, NamespaceGroup
 from nfqproxy.kernel.queue_socket import QueueSocket
 from nfqproxy.lab.topology import Topology
@@ -83,7 +84,12 @@ class Doctor:
         return done
 
     def report(
-        self, *arguments: str, code: int, path: str = "", before: Sequence[str] = ()
+        self,
+        *arguments: str,
+        ids: Sequence[str] = IDS,
+        code: int,
+        path: str = "",
+        before: Sequence[str] = (),
     ) -> dict[str, dict[str, str]]:
         """The JSON's checks by id; every general promise about them is asserted."""
         done = self.run("-o", "json", *arguments, path=path, before=before)
@@ -98,7 +104,7 @@ class Doctor:
             assert check["status"] in ("ok", "warn", "fail", "unknown")
             assert bool(check["effect"]) is bool(check["fix"]) is (check["status"] != "ok")
             assert "\n" not in "".join(check.values())
-        assert [check["id"] for check in document["checks"]] == IDS
+        assert [check["id"] for check in document["checks"]] == list(ids)
         return {check["id"]: check for check in document["checks"]}
 
     def assert_nothing_left(self) -> None:
@@ -316,6 +322,31 @@ def test_kube_proxy_is_here(node: Namespace, doctor: Doctor, where: str) -> None
         node.run("nft", "add", "table", "ip", "kube-proxy")
     assert but_ok(doctor.report(code=0)) == {"kube-proxy": "warn"}
     assert but_ok(doctor.report("--mode", "overlay", code=0)) == {}
+
+
+def test_packet_marks_of_others(node: Namespace, doctor: Doctor) -> None:
+    """Only the data path that uses marks asks; kube-proxy's and Calico's bits are not in the way."""
+    rule = ("-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-xmark")
+    node.run("iptables", *rule, "0x4000/0x4000")
+    node.run("ip6tables-legacy", *rule, "0x10000/0xffff0000")
+    ids = [each for each in IDS if each not in ("ctnetlink", "udp-timeout")]
+    ids.insert(ids.index("conntrack-room"), "packet-marks")
+    assert but_ok(doctor.report("--data-path", "mark", code=0, ids=ids)) == {
+        "iptables-backends": "warn"
+    }
+    assert node.call(mark_users)[0].bits == 0x4000
+    node.run("ip", "-6", "rule", "add", "fwmark", "0x10/0x10", "lookup", "9")
+    node.run("nft", "add table inet x { chain c { meta mark & 0x20 == 0x20 accept; }; }")
+    assert {user.where.split()[0]: user.bits for user in node.call(mark_users)} == {
+        "iptables-nft-save": 0x4000,
+        "ip6tables-legacy-save": 0xFFFF0000,
+        "nft": 0x20,
+        "ip": 0x10,
+    }
+    checks = doctor.report("--data-path", "mark", code=0, ids=ids)
+    assert checks["packet-marks"]["status"] == "warn"
+    assert "nft table inet x" in checks["packet-marks"]["found"]
+    assert "--mark-mask 0x3f4f" in checks["packet-marks"]["fix"]
 
 
 def test_beside_a_running_proxy(node: Namespace, doctor: Doctor, tmp_path: Path) -> None:

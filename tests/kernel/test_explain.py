@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nfqproxy.kernel.netns import Namespace
-from tests.kernel.proxy import run_cli
+from tests.kernel.proxy import DATA_PATHS, run_cli
 from tests.kernel.responder import ask_tcp, ask_udp
 from tests.kernel.world import (
     NODE4,
@@ -27,9 +27,9 @@ from tests.kernel.world import (
 pytestmark = pytest.mark.kernel
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[World]:
-    with world() as built:
+@pytest.fixture(scope="module", params=DATA_PATHS)
+def running(request: pytest.FixtureRequest) -> Iterator[World]:
+    with world(data_path=request.param) as built:
         yield built
 
 

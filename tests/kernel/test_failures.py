@@ -21,7 +21,7 @@ from nfqproxy.lab.topology import Topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.conftest import WEB_VIP4, MakeTopology
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import READERS, Proxy, wait_until
+from tests.kernel.proxy import DATA_PATHS, RUNS, Proxy, wait_until
 from tests.kernel.responder import Responder
 
 PORTS = [
@@ -91,11 +91,14 @@ def echo(sock: socket.socket, data: bytes) -> bytes:
     return sock.recv(100)
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_a_killed_worker_loses_no_connection(make_topology: MakeTopology, reader: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_a_killed_worker_loses_no_connection(
+    make_topology: MakeTopology, run: tuple[str, str]
+) -> None:
+    reader, data_path = run
     built = make_topology()
     client = built.client.namespace
-    with running(built, reader=reader) as proxy:
+    with running(built, reader=reader, data_path=data_path) as proxy:
         held = client.call(lambda: socket.create_connection((WEB_VIP4, 80), timeout=5))
         with held:
             assert held.recv(100)
@@ -118,11 +121,14 @@ def test_a_killed_worker_loses_no_connection(make_topology: MakeTopology, reader
         assert proxy.status()["workers"][0]["restarts"] == 3
 
 
-def test_packets_in_a_dying_workers_queue_are_not_lost(make_topology: MakeTopology) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_packets_in_a_dying_workers_queue_are_not_lost(
+    make_topology: MakeTopology, data_path: str
+) -> None:
     """Datagrams wait in the queue of a stopped worker; it dies; each is delivered, none sent again."""
     built = make_topology()
     client, node = built.client.namespace, built.node.namespace
-    with running(built) as proxy:
+    with running(built, data_path=data_path) as proxy:
         worker = proxy.worker_pids()[0]
         os.kill(worker, signal.SIGSTOP)
         socks = [client.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(20)]
@@ -160,11 +166,14 @@ def test_a_hanging_worker_is_replaced(make_topology: MakeTopology) -> None:
             flood.reach(50)
 
 
-def test_a_killed_supervisor_loses_no_connection(make_topology: MakeTopology) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_a_killed_supervisor_loses_no_connection(
+    make_topology: MakeTopology, data_path: str
+) -> None:
     """Its workers leave, the fallback serves, and a new supervisor takes over."""
     built = make_topology()
     client = built.client.namespace
-    with running(built) as proxy:
+    with running(built, data_path=data_path) as proxy:
         held = client.call(lambda: socket.create_connection((WEB_VIP4, 80), timeout=5))
         with held, load(client) as flood:
             assert held.recv(100)
@@ -193,11 +202,12 @@ def test_stop_and_start_under_load(make_topology: MakeTopology) -> None:
         flood.reach(200)
 
 
-def test_an_overflowing_queue_fails_open(make_topology: MakeTopology) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_an_overflowing_queue_fails_open(make_topology: MakeTopology, data_path: str) -> None:
     """More SYNs than the queue may hold: the rest is served by the fallback, nothing is lost."""
     built = make_topology(clients=2)
     node = built.node.namespace
-    with running(built, "--queue-length", "16") as proxy:
+    with running(built, "--queue-length", "16", data_path=data_path) as proxy:
         worker = proxy.worker_pids()[0]
         os.kill(worker, signal.SIGSTOP)
         answers: list[bytes] = []

@@ -13,7 +13,7 @@ from nfqproxy.lab.servers import server_directory, start_web
 from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import READERS, Proxy, run_cli, wait_until
+from tests.kernel.proxy import RUNS, Proxy, run_cli, wait_until
 from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp
 from tests.kernel.snapshot import restore_kube_proxy, shared_objects, snapshot
 
@@ -80,16 +80,19 @@ def ask_all(built: Topology, namespace: Namespace, count: int = 10) -> int:
     return 5 * count
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("run", RUNS)
 def test_steer_all_decides_everything_and_kube_proxy_takes_over(
-    cluster: Topology, reader: str
+    cluster: Topology, run: tuple[str, str]
 ) -> None:
+    reader, data_path = run
     node, client = cluster.node.namespace, cluster.client.namespace
     before = snapshot(node)
     kube = kube_services(node)
     count = ask_all(cluster, client)
     assert kube_services(node) == kube + count, "kube-proxy's rules serve by themselves"
-    with Proxy(node, shared_objects(), "--steer-all", mode="overlay", reader=reader) as proxy:
+    with Proxy(
+        node, shared_objects(), "--steer-all", mode="overlay", reader=reader, data_path=data_path
+    ) as proxy:
         kube = kube_services(node)
         sources = (client, node, cluster.pods[1].namespace)
         count = sum(ask_all(cluster, namespace) for namespace in sources)
@@ -154,13 +157,21 @@ def test_weights_apply_to_services_of_kube_proxy(cluster: Topology) -> None:
         proxy.stop()
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_a_killed_worker_costs_no_connection(network: Topology, reader: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_a_killed_worker_costs_no_connection(network: Topology, run: tuple[str, str]) -> None:
+    reader, data_path = run
     """SIGKILL under load: kube-proxy's rules serve until the next worker is there."""
     node, client = network.node.namespace, network.client.namespace
     with (
         server_directory() as directory,
-        Proxy(node, shared_objects(), "--steer-all", mode="overlay", reader=reader) as proxy,
+        Proxy(
+            node,
+            shared_objects(),
+            "--steer-all",
+            mode="overlay",
+            reader=reader,
+            data_path=data_path,
+        ) as proxy,
     ):
         for pod in network.pods:
             start_web(pod, directory)

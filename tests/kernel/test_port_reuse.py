@@ -17,7 +17,7 @@ from nfqproxy.lab.servers import server_directory, start_web
 from nfqproxy.lab.topology import Topology, topology
 from tests.kernel.conftest import WEB_VIP4
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import READERS, Proxy, wait_until
+from tests.kernel.proxy import RUNS, Proxy, wait_until
 from tests.kernel.responder import Responder
 
 SILENT_VIP = "10.96.0.82"
@@ -31,8 +31,9 @@ class Bench:
     """A topology with a running proxy: web (two pods with nginx on 8080 and a responder on 9090),
     silent (a pod that drops SYNs)."""
 
-    def __init__(self, built: Topology, proxy: Proxy) -> None:
+    def __init__(self, built: Topology, proxy: Proxy, data_path: str) -> None:
         self.topology = built
+        self.data_path = data_path
         self.proxy = proxy
         self.client = built.client.namespace
         self.node = built.node.namespace
@@ -48,7 +49,7 @@ class Bench:
         )
 
 
-@pytest.fixture(scope="module", params=READERS)
+@pytest.fixture(scope="module", params=RUNS)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     with ExitStack() as stack:
         built = stack.enter_context(topology())
@@ -68,8 +69,11 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
                 "silent", vips=[SILENT_VIP], ports=[Port(port=80, target=8080)], endpoints=pods[2:]
             ),
         ]
-        proxy = stack.enter_context(Proxy(built.node.namespace, objects, reader=request.param))
-        yield Bench(built, proxy)
+        reader, data_path = request.param
+        proxy = stack.enter_context(
+            Proxy(built.node.namespace, objects, reader=reader, data_path=data_path)
+        )
+        yield Bench(built, proxy, data_path)
 
 
 def connect(
@@ -130,7 +134,9 @@ def test_4000_connections_over_500_ports(bench: Bench) -> None:
     assert not failures
     assert not slow
     after = bench.proxy.counters()
-    assert after.get("reused", 0) > before.get("reused", 0) + 1000
+    if bench.data_path == "ctnetlink":
+        # By marks conntrack itself retires the old entry, before the packet is queued.
+        assert after.get("reused", 0) > before.get("reused", 0) + 1000
     assert not [
         name for name in after if name.startswith(("error_", "replace_", "mend_", "batch_"))
     ]

@@ -9,9 +9,10 @@ chunks through raw sockets, 127.0.0.1 from outside by frames. Asserted is what a
 - drop: silence, and that our counters or the worker account for each such packet;
 - pass: that it arrives where the routes lead, from the client's own address.
 
-In the phase *alive* it is the worker that decides, in *killed* the fallback alone, while the supervisor goes
-on following the manifests. One proxy runs per configuration and phase and follows from vector to vector; all
-packets of a vector are sent at once. The tests then only look up what became of theirs.
+In the phases *alive* and *marked* it is the worker that decides, on the data paths ``ctnetlink`` and
+``mark``, in *killed* the fallback alone, while the supervisor goes on following the manifests. One proxy runs
+per configuration and phase and follows from vector to vector; all packets of a vector are sent at once. The
+tests then only look up what became of theirs.
 """
 
 import itertools
@@ -35,7 +36,7 @@ from tests.kernel.responder import TIMEOUT_S, parse
 from tests.kernel.vector_world import NAMES, PRIMARY, SEEN_BY, VectorWorld, next_port, vector_world
 from tests.scenarios.twins import TWINS, Case, Object, cases, objects, twin
 
-PHASES = ("alive", "killed")
+PHASES = ("alive", "marked", "killed")
 LISTED = sorted(cases(), key=lambda case: case.config)
 PARAMETERS = [
     pytest.param(phase, case, id=f"{case}-{phase}")
@@ -128,8 +129,11 @@ class Runs:
         node = self.world.node
         mode = json.loads(config).get("mode", "replace")
         flags = ("--config", str(file))
+        path = "mark" if phase == "marked" else "ctnetlink"
         try:
-            with Proxy(node, batch[0].objects(0), *flags, cluster_cidr="", mode=mode) as proxy:
+            with Proxy(
+                node, batch[0].objects(0), *flags, cluster_cidr="", mode=mode, data_path=path
+            ) as proxy:
                 if phase == "killed":
                     proxy.lose_workers()
                 for mark, step in enumerate(batch, start=1):
@@ -159,7 +163,7 @@ class Runs:
             n for case, n in zip(step.cases, sent, strict=True) if case.verdict == "backend"
         )
         dropped = sum(is_counted_drop(case) for case in step.cases)
-        expected = {"installed": served if phase == "alive" else 0, "dropped": dropped}
+        expected = {"installed": 0 if phase == "killed" else served, "dropped": dropped}
         counted = {name: after[name] - before[name] for name in expected}
         for case in step.cases:
             found[case].account = (str(expected), str(counted))

@@ -71,9 +71,15 @@ class World:
         return self.topology.pods[0]
 
     @contextmanager
-    def queues(self, expected: Mapping[tuple[Family, Protocol], int]) -> Iterator[None]:
-        """Inside the block exactly these packets are queued: by the rules' and the workers' counters."""
+    def queues(
+        self, expected: Mapping[tuple[Family, Protocol], int], *, undecided: int = 0
+    ) -> Iterator[None]:
+        """Inside the block exactly these packets are queued: by the rules' and the workers' counters.
+
+        All of them bring about a translated connection, but for ``undecided`` ones.
+        """
         rules, packets = self.proxy.queued(), self.proxy.packets()
+        installed = self.proxy.installed()
         yield
         after = self.proxy.queued()
         seen = {
@@ -81,6 +87,7 @@ class World:
         }
         assert seen == {place: count for place, count in expected.items() if count}
         assert self.proxy.packets() - packets == sum(expected.values())
+        assert self.proxy.installed() - installed == sum(expected.values()) - undecided
 
 
 def addresses(pods: tuple[Pod, ...]) -> list[Endpoint]:
@@ -120,7 +127,9 @@ def objects(built: Topology) -> list[Manifest]:
 
 
 @contextmanager
-def world(*flags: str, reader: str = "netlink", workers: int = 1) -> Iterator[World]:
+def world(
+    *flags: str, reader: str = "netlink", data_path: str = "ctnetlink", workers: int = 1
+) -> Iterator[World]:
     """Build it, start the proxy, take it all down."""
     with topology(clients=2, pods=(3, 1)) as built, Responder() as responder:
         servers = {pod.name: pod.namespace for pod in built.pods} | {
@@ -130,6 +139,11 @@ def world(*flags: str, reader: str = "netlink", workers: int = 1) -> Iterator[Wo
             for port in (8080, 8053, 8054):
                 responder.serve(namespace, name, port)
         with Proxy(
-            built.node.namespace, objects(built), *flags, reader=reader, workers=workers
+            built.node.namespace,
+            objects(built),
+            *flags,
+            reader=reader,
+            data_path=data_path,
+            workers=workers,
         ) as proxy:
             yield World(topology=built, proxy=proxy, responder=responder)

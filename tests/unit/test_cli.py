@@ -189,6 +189,8 @@ def test_status_prints_the_document_as_it_is(cli: RunCli, monkeypatch: pytest.Mo
         "version": "1",
         "pid": 7,
         "mode": "replace",
+        "data_path": "mark",
+        "marks": {"mask": "0x7", "backends": 1, "backends_without_mark": 2},
         "node": "n1",
         "revision": 3,
         "services": 2,
@@ -213,7 +215,10 @@ def test_status_prints_the_document_as_it_is(cli: RunCli, monkeypatch: pytest.Mo
     assert json.loads(cli("status", "-o", "json")[1]) == document
     shown = cli("status")[1]
     for part in (
-        "mode replace",
+        "mode replace, data path mark",
+        "2 backends have no mark",
+        "markMask, now 0x7",
+        "0 packets marked",
         "revision 3",
         "the last good manifests serve: a.yaml: is empty",
         "queue 100: worker 8 (netlink), not ready",

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from nfqproxy.core.explain.explanation import Candidate
 from nfqproxy.core.explain.packet import Packet
-from nfqproxy.model import ClientClass, FrontendPlan, NodeContext
+from nfqproxy.model import ClientClass, FrontendPlan, MarkMask, NodeContext
 
 CLIENT_WORDS = {
     ClientClass.POD: "pod",
@@ -27,6 +27,8 @@ class Origin(Struct, frozen=True, kw_only=True):
     """What made it that class."""
     is_sent_here: bool
     """By a process of this node: it passes OUTPUT. Else it arrives: PREROUTING."""
+    marks: MarkMask | None = None
+    """Data path ``mark``: our bits; None: data path ``ctnetlink``."""
 
     @property
     def hook(self) -> str:

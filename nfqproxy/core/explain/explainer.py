@@ -62,6 +62,7 @@ class Explainer:
     ) -> None:
         self._node = node
         self._is_overlay = settings.is_overlay
+        self._marks = settings.marks
         self._is_guarded = settings.localhost_node_ports and not settings.is_overlay
         self.plans = plans
         self._index = AddressIndex(ports, node, local_addresses)
@@ -108,7 +109,10 @@ class Explainer:
         arriving = None if is_sent_here else interface
         client = self._classes.arriving_by(arriving)[ip_address(source).packed]
         return Origin(
-            client=client, why=self._why(client, source, arriving), is_sent_here=is_sent_here
+            client=client,
+            why=self._why(client, source, arriving),
+            is_sent_here=is_sent_here,
+            marks=self._marks,
         )
 
     def _why(self, client: ClientClass, source: str, interface: str | None) -> str:

@@ -7,6 +7,7 @@ Names of chains, sets and maps are those of ``rules/``; which slots the fallback
 from collections import Counter
 from collections.abc import Iterable
 
+from nfqproxy.core.explain import marked
 from nfqproxy.core.explain.candidates import host_port, listed
 from nfqproxy.core.explain.case import CLIENT_WORDS, Case, Origin
 from nfqproxy.core.explain.explanation import Candidate
@@ -30,12 +31,9 @@ def to_backend(case: Case) -> Steps:
     """A backend is picked: the way there and back, and the way without a worker."""
     packet, origin = case.packet, case.origin
     return (
-        *_raw_queued(packet, origin, case.plan),
+        *_queued(packet, origin, case.plan),
         *_worker(case),
-        *_entries(case),
-        _mangle(case),
-        f"nat {origin.hook}: the entry's own binding rewrites the destination to the backend; no nat rule"
-        " is asked, neither the fallback's nor kube-proxy's or the CNI's",
+        *_translated(case),
         *_towards_backend(case),
         *_postrouting(case),
         *_reply(case),
@@ -55,14 +53,14 @@ def outside_source_ranges(
     silence = "reply: none; the client tries again until its time-out"
     if not is_served(plan):
         return (
-            _raw_not_queued(packet, origin),
+            *_not_queued(packet, origin),
             f"filter {hook}: {guard}",
             silence,
             "without a worker: the same, this check is the kernel's own",
         )
     behind = "kube-proxy's rules drop it" if is_overlay else guard
     return (
-        *_raw_queued(packet, origin, plan),
+        *_queued(packet, origin, plan),
         *_dropped_by_worker(
             packet,
             f"{packet.source} is in none of loadBalancerSourceRanges",
@@ -86,8 +84,8 @@ def refused(packet: Packet, origin: Origin, plan: FrontendPlan, state: str, hook
     """There is no endpoint at all."""
     is_queued = is_served(plan)  # for clients of another class
     return (
-        *(_raw_queued(packet, origin, plan) if is_queued else (_raw_not_queued(packet, origin),)),
-        f"conntrack {origin.hook}: a new, untranslated connection",
+        *(_queued(packet, origin, plan) if is_queued else _not_queued(packet, origin)),
+        *_begins(origin),
         _no_slot(packet, origin, state),
         *_routing_untranslated(packet, hook),
         f"filter {hook}: nft {_table(packet)} refuse-{hook.lower()}: {_key(packet)} is in refusals ->"
@@ -106,7 +104,7 @@ def dropped(
         # Other classes of client are served here, so the packet is queued all the same.
         behind = "kube-proxy's rules drop it" if is_overlay else _refusals_drop(packet, hook)
         return (
-            *_raw_queued(packet, origin, plan),
+            *_queued(packet, origin, plan),
             *_dropped_by_worker(
                 packet,
                 f"{CLIENT_WORDS[origin.client]} client ({origin.why}); {why}",
@@ -116,8 +114,8 @@ def dropped(
             f"without a worker: {behind}",
         )
     return (
-        _raw_not_queued(packet, origin),
-        f"conntrack {origin.hook}: a new, untranslated connection",
+        *_not_queued(packet, origin),
+        *_begins(origin),
         _no_slot(packet, origin, why),
         *_routing_untranslated(packet, hook),
         f"filter {hook}: {_refusals_drop(packet, hook)}",
@@ -144,8 +142,8 @@ def no_such_port(packet: Packet, origin: Origin) -> Steps:
     """A Service's address, but none of its ports."""
     hook = "OUTPUT" if origin.is_sent_here else "FORWARD"
     return (
-        _raw_not_queued(packet, origin),
-        f"conntrack {origin.hook}: a new, untranslated connection",
+        *_not_queued(packet, origin),
+        *_begins(origin),
         *_routing_untranslated(packet, hook),
         f"filter {hook}: nft {_table(packet)} refuse-{hook.lower()}: {packet.destination} is in cluster-ips"
         " -> reject",
@@ -158,8 +156,8 @@ def no_owner(packet: Packet, origin: Origin, network: str) -> Steps:
     """An address of the Services' range that no Service has."""
     hook = "OUTPUT" if origin.is_sent_here else "FORWARD"
     return (
-        _raw_not_queued(packet, origin),
-        f"conntrack {origin.hook}: a new, untranslated connection",
+        *_not_queued(packet, origin),
+        *_begins(origin),
         *_routing_untranslated(packet, hook),
         f"filter {hook}: nft {_table(packet)} refuse-{hook.lower()}: {packet.destination} is in"
         f" service-cidrs ({network}) -> drop",
@@ -172,7 +170,7 @@ def passed(packet: Packet, origin: Origin, *, is_overlay: bool) -> Steps:
     """Nothing of ours concerns it."""
     others = "kube-proxy's rules decide" if is_overlay else "no rule of ours matches"
     return (
-        _raw_not_queued(packet, origin),
+        *_not_queued(packet, origin),
         f"conntrack {origin.hook}: a new connection",
         f"nat {origin.hook}: {others}",
         f"routing: by its own destination {packet.destination}",
@@ -197,8 +195,10 @@ def _key(packet: Packet) -> str:
     return f"{word} . {packet.destination} . {packet.port}"
 
 
-def _raw_queued(packet: Packet, origin: Origin, plan: FrontendPlan) -> Steps:
+def _queued(packet: Packet, origin: Origin, plan: FrontendPlan) -> Steps:
     family, protocol = int(packet.family), plan.key.protocol
+    if origin.marks:
+        return marked.queued(origin.hook, _member(packet), family)
     flow = ""
     if protocol is Protocol.UDP:
         flow = f", and its flow is not yet in nfqproxy-flows-{family}"
@@ -208,13 +208,19 @@ def _raw_queued(packet: Packet, origin: Origin, plan: FrontendPlan) -> Steps:
     )
 
 
-def _raw_not_queued(packet: Packet, origin: Origin) -> str:
+def _not_queued(packet: Packet, origin: Origin) -> Steps:
     if packet.protocol is None:
-        return f"raw {origin.hook}: not TCP, UDP or SCTP -> not queued"
-    return (
-        f"raw {origin.hook}: {_member(packet)} is not in nfqproxy-frontends-{int(packet.family)}"
-        " -> not queued"
-    )
+        why = "not TCP, UDP or SCTP"
+    else:
+        why = f"{_member(packet)} is not in nfqproxy-frontends-{int(packet.family)}"
+    if origin.marks:
+        return marked.not_queued(origin.hook, why)
+    return (f"raw {origin.hook}: {why} -> not queued",)
+
+
+def _begins(origin: Origin) -> Steps:
+    """What conntrack says, where it has not had its say before the queue."""
+    return () if origin.marks else (marked.new_connection(origin.hook),)
 
 
 def _no_slot(packet: Packet, origin: Origin, why: str) -> str:
@@ -285,6 +291,21 @@ def _source_of(case: Case, backend: Candidate) -> str:
     return case.masquerade_source(backend.address) or "?"
 
 
+def _translated(case: Case) -> Steps:
+    """By the entry that the worker makes, or by the mark that it gives."""
+    packet, origin = case.packet, case.origin
+    if origin.marks:
+        table, key = _table(packet), _key(packet)
+        return (*marked.decided(origin.marks, origin.hook, table, key), *_entries(case))
+    return (
+        "worker: makes the conntrack entry by ctnetlink (CT_NEW), then accepts the packet",
+        *_entries(case),
+        _mangle(case),
+        f"nat {origin.hook}: the entry's own binding rewrites the destination to the backend; no nat rule"
+        " is asked, neither the fallback's nor kube-proxy's or the CNI's",
+    )
+
+
 def _entries(case: Case) -> Steps:
     possible = [backend for backend in case.backends if backend.probability > 0]
     shown = possible[:_ENTRIES_SHOWN]
@@ -294,11 +315,11 @@ def _entries(case: Case) -> Steps:
         guess = f", {family[0]} where that is the primary one" if family else ""
         hint += f"; dst=? is the node's address on its route to the backend{guess}"
     hook = f"conntrack {case.origin.hook}"
+    finds = "the packet has now" if case.origin.marks else "the look-up finds"
     which = "an entry like one of these" if len(possible) > 1 else "this entry"
     more = len(possible) - len(shown)
     return (
-        "worker: makes the conntrack entry by ctnetlink (CT_NEW), then accepts the packet",
-        f"{hook}: the look-up finds {which}, as conntrack -L prints it ({hint})",
+        f"{hook}: {finds} {which}, as conntrack -L prints it ({hint})",
         *(f"{hook}: {_entry(case, backend)}" for backend in shown),
         *((f"{hook}: and alike for {more} more",) if more else ()),
     )
@@ -366,24 +387,37 @@ def _postrouting(case: Case) -> Steps:
     def only(some: list[Candidate]) -> str:
         return "" if len(some) == len(possible) else f" for {listed(map(str, some))}"
 
+    marks, table = case.origin.marks, _table(case.packet)
     steps = []
     if masqueraded:
         why = _why_masqueraded(case, masqueraded)
         sources = sorted({_source_of(case, backend) for backend in masqueraded})
         seen = "the node's address on the way there" if "?" in sources else " or ".join(sources)
-        steps.append(
-            f"nat POSTROUTING: the entry's binding makes the source {seen}{only(masqueraded)} ({why})"
+        how = (
+            marked.masqueraded(marks, table, seen)
+            if marks
+            else f"the entry's binding makes the source {seen}"
         )
+        steps.append(f"nat POSTROUTING: {how}{only(masqueraded)} ({why})")
     if kept:
-        steps.append(
-            f"nat POSTROUTING: the source stays {case.packet.source}{only(kept)}; the entry says so, and"
-            " no masquerade rule of others is asked"
+        how = (
+            marked.kept(marks, table, case.packet.source)
+            if marks
+            else f"the source stays {case.packet.source}; the entry says so, and no masquerade rule of"
+            " others is asked"
         )
+        steps.append(f"nat POSTROUTING: {how}{only(kept)}")
     if here:
         steps.append(
             f"nat POSTROUTING: the source stays {case.packet.source}{only(here)}: nobody is masqueraded"
             " towards the node's own address"
         )
+    if marks:
+        ends = {
+            "POSTROUTING" if _filter_hook(case, backend) != "INPUT" else "INPUT": None
+            for backend in possible
+        }
+        steps += [marked.unmarked(table, hook) for hook in ends]
     return tuple(steps)
 
 
@@ -409,10 +443,14 @@ def _reply(case: Case) -> Steps:
     back = f", the destination again {packet.source}" if first.masquerade else ""
     goal = "the process of this node" if case.origin.is_sent_here else packet.source
     origin_hook = "OUTPUT" if _is_answered_here(case, first) else "PREROUTING"
-    return (
-        f"reply raw {origin_hook}: {host} answers from port {port} to {seen}; not a first packet -> not"
+    table = "mangle" if case.origin.marks else "raw"
+    come = (
+        f"reply {table} {origin_hook}: {host} answers from port {port} to {seen}; not a first packet -> not"
         " queued",
         f"reply conntrack {origin_hook}: the reply direction of the entry matches",
+    )
+    return (
+        *(reversed(come) if case.origin.marks else come),
         f"reply nat: the source becomes {packet.destination} port {packet.port} again{back}, and it goes to"
         f" {goal}; no later packet of the connection reaches userspace",
     )

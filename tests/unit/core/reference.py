@@ -4,9 +4,11 @@ It shares with the fast path only the codecs and the balancer (seeded alike), so
 equal packet by packet.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from random import Random
+from types import MappingProxyType
+from typing import NamedTuple
 
 from nfqproxy import balancers
 from nfqproxy.core.template import ENTRY_TIMEOUT_S
@@ -32,7 +34,29 @@ def may_connect(src: bytes, plan: FrontendPlan) -> bool:
     return any(address in network for network in networks if network.version == address.version)
 
 
-def assemble(
+def flow_of(headers: packet.PacketHeaders, payload: bytes) -> tuple[object, ...]:
+    """What two packets of one flow have in common: a TCP flow begins anew with another sequence number."""
+    own = (headers.protocol, headers.src, headers.dst, headers.src_port, headers.dst_port)
+    start = headers.transport_offset
+    if headers.protocol == Protocol.TCP:
+        return (*own, payload[start + 4 : start + 8])
+    if headers.protocol == Protocol.SCTP:
+        return (*own, payload[start + 4 : start + 12])
+    return own
+
+
+class Decision(NamedTuple):
+    """What becomes of one packet: dropped (no backend), or sent to a backend."""
+
+    packet_id: int
+    headers: packet.PacketHeaders
+    key: FrontendKey
+    flow: tuple[object, ...]
+    backend: tuple[bytes, int] | None
+    masquerade: bool
+
+
+def decisions(
     packets: Sequence[tuple[int, int, bytes]],
     plans: Mapping[FrontendKey, FrontendPlan],
     *,
@@ -40,8 +64,12 @@ def assemble(
     cidrs: Sequence[str],
     node: Sequence[str],
     pod_interfaces: Sequence[int] = (),
-    masquerade_source: Callable[[bytes], bytes | None],
-) -> tuple[list[bytes], list[int]]:
+    known: Mapping[tuple[object, ...], Decision] = MappingProxyType({}),
+) -> Iterator[Decision]:
+    """In packet order; a packet that is let pass is left out.
+
+    ``known``: flow -> what was decided for it; asked for each packet anew.
+    """
     rng = Random(seed)
     pickers = {}
     for key, plan in plans.items():
@@ -49,8 +77,6 @@ def assemble(
             balancer = balancers.create(plan.balancer)
             balancer.update([backend.weight for backend in candidates.backends], rng)
             pickers[key, index] = balancer
-    entries: list[bytes] = []
-    dropped: list[int] = []
     for packet_id, interface, payload in packets:
         try:
             headers = packet.parse(payload)
@@ -68,10 +94,14 @@ def assemble(
         if interface in pod_interfaces:
             who = ClientClass.POD
         action = plan.actions[who]
+        flow = flow_of(headers, payload)
         if action.verdict is Verdict.DROP or not may_connect(headers.src, plan):
             # Conntrack, which the worker does not ask, may know the flow of a datagram.
             if key.protocol is not Protocol.UDP:
-                dropped.append(packet_id)
+                yield Decision(packet_id, headers, key, flow, None, False)
+            continue
+        if flow in known:
+            yield known[flow]._replace(packet_id=packet_id)
             continue
         if action.verdict is not Verdict.BACKEND:
             continue
@@ -85,6 +115,28 @@ def assemble(
             or headers.src == address
             or (who is ClientClass.POD and not backend.in_pod_network)
         )
+        yield Decision(packet_id, headers, key, flow, (address, backend.port), masquerade)
+
+
+def assemble(
+    packets: Sequence[tuple[int, int, bytes]],
+    plans: Mapping[FrontendKey, FrontendPlan],
+    *,
+    seed: int,
+    cidrs: Sequence[str],
+    node: Sequence[str],
+    pod_interfaces: Sequence[int] = (),
+    masquerade_source: Callable[[bytes], bytes | None],
+) -> tuple[list[bytes], list[int]]:
+    entries: list[bytes] = []
+    dropped: list[int] = []
+    for packet_id, headers, _key, _flow, backend, masquerade in decisions(
+        packets, plans, seed=seed, cidrs=cidrs, node=node, pod_interfaces=pod_interfaces
+    ):
+        if backend is None:
+            dropped.append(packet_id)
+            continue
+        address, port = backend
         source = masquerade_source(address) if masquerade else b""
         if source is None:
             continue
@@ -97,10 +149,35 @@ def assemble(
                     src_port=headers.src_port,
                     dst_port=headers.dst_port,
                 ),
-                dnat=ctnetlink.Nat(address=address, port=backend.port),
+                dnat=ctnetlink.Nat(address=address, port=port),
                 snat=ctnetlink.Nat(address=source) if source else None,
                 timeout_s=ENTRY_TIMEOUT_S,
                 seq=len(entries) + 1,
             )
         )
     return entries, dropped
+
+
+def mark(
+    packets: Sequence[tuple[int, int, bytes]],
+    plans: Mapping[FrontendKey, FrontendPlan],
+    numbers: Mapping[tuple[FrontendKey, bytes, int], int],
+    *,
+    seed: int,
+    cidrs: Sequence[str],
+    node: Sequence[str],
+) -> tuple[dict[int, int], list[int]]:
+    """By ``numbers`` of backends, with the default mask; a flow once decided keeps its mark."""
+    known: dict[tuple[object, ...], Decision] = {}
+    marks: dict[int, int] = {}
+    dropped: list[int] = []
+    for found in decisions(packets, plans, seed=seed, cidrs=cidrs, node=node, known=known):
+        if found.backend is None:
+            dropped.append(found.packet_id)
+            continue
+        number = numbers.get((found.key, *found.backend))
+        if number is None:
+            continue
+        known[found.flow] = found
+        marks[found.packet_id] = number | (0x2000 if found.masquerade else 0x1000)
+    return marks, dropped

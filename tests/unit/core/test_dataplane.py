@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from nfqproxy.core.dataplane import Dataplane, QueuedPacket, Target
+from nfqproxy.core.marks import FrontendMarks
 from nfqproxy.core.sources import SourceClasses
 from nfqproxy.model import (
     Action,
@@ -204,6 +205,53 @@ def test_equals_the_reference(
         masquerade_source=masquerade_source,
     )
     assert dataplane.assemble(queued) == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    plans(),
+    st.lists(st.tuples(st.integers(0, 2), payloads()), max_size=12),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+def test_mark_equals_the_reference(
+    table: dict[FrontendKey, FrontendPlan],
+    packets: list[tuple[int, bytes]],
+    seed: int,
+    skip: int,
+) -> None:
+    """Some backends have no mark; every packet comes twice in a row, as twins do."""
+    queued = [
+        (2 * index + twin, *packet) for index, packet in enumerate(packets) for twin in range(2)
+    ]
+    dataplane = Dataplane(
+        rng=Random(seed),
+        classes=classes(),
+        interfaces=Names(),
+        masquerade_source=masquerade_source,
+    )
+    dataplane.upsert(table.values())
+    numbers = {
+        (key, ip_address(backend.address).packed, backend.port): 1 + number
+        for key, plan in table.items()
+        for number, backend in enumerate(
+            dict.fromkeys(b for candidates in plan.candidate_sets for b in candidates.backends)
+        )
+        if number % 4 != skip
+    }
+    dataplane.set_marks(
+        FrontendMarks(
+            key,
+            {
+                mark: (str(ip_address(address)), port)
+                for (of, address, port), mark in numbers.items()
+                if of == key
+            },
+        )
+        for key in table
+    )
+    expected = reference.mark(queued, table, numbers, seed=seed, cidrs=CIDRS, node=NODE)
+    assert dataplane.mark(queued, 1000.0) == expected
 
 
 def one_plan(
@@ -458,3 +506,71 @@ def test_any_bytes_are_survived(payload: bytes) -> None:
     entries, dropped = make(one_plan()).assemble([(1, 0, payload), syn(1000)])
     assert len(entries) >= 1
     assert dropped == []
+
+
+def marking(*plans: FrontendPlan, first: int = 1) -> Dataplane:
+    """A dataplane whose backends are numbered in order."""
+    dataplane = make(*plans)
+    dataplane.set_marks(numbered(plan, first) for plan in plans)
+    return dataplane
+
+
+def numbered(plan: FrontendPlan, first: int = 1) -> FrontendMarks:
+    backends = plan.candidate_sets[0].backends
+    return FrontendMarks(
+        plan.key, {n: (each.address, each.port) for n, each in enumerate(backends, first)}
+    )
+
+
+KEEP, MASQUERADE = 0x1000, 0x2000
+
+
+def test_a_retransmission_gets_the_same_mark_and_a_port_used_again_another_pick() -> None:
+    dataplane = marking(one_plan((1, 1, 1, 1)))
+    same = [(number, 0, syn(1000)[2]) for number in range(40)]
+    marks, dropped = dataplane.mark(same, 1000.0)
+    assert dropped == []
+    assert len(set(marks.values())) == 1
+    assert sum(dataplane.picks().values()) == 1
+    # 4 bytes behind the ports is the sequence number.
+    fresh = [
+        (number, 0, packet[:24] + number.to_bytes(4) + packet[28:])
+        for number, _, packet in same
+        if number
+    ]
+    marks, _ = dataplane.mark(fresh, 1000.0)
+    assert len(set(marks.values())) == 4
+
+
+def test_a_flow_is_forgotten_after_a_while() -> None:
+    dataplane = marking(one_plan((1,) * 64))
+    (first,) = dataplane.mark([syn(1000)], 1000.0)[0].values()
+    assert set(dataplane.mark([syn(1000)], 1007.9)[0].values()) == {first}
+    later = {
+        mark
+        for turn in range(20)
+        for mark in dataplane.mark([syn(1000)], 1100.0 + 100 * turn)[0].values()
+    }
+    assert len(later) > 1
+
+
+def test_a_flow_leaves_a_backend_that_has_gone() -> None:
+    dataplane = marking(one_plan((1,)))
+    assert dataplane.mark([syn(1000)], 1000.0) == ({1000: 1 | KEEP}, [])
+    other = one_plan((1,), first=12)
+    dataplane.upsert([other])
+    assert dataplane.mark([syn(1000)], 1000.0) == ({}, [])
+    assert dataplane.unmarked == 1
+    dataplane.set_marks([numbered(other, 2)])
+    assert dataplane.mark([syn(1000)], 1000.0) == ({1000: 2 | KEEP}, [])
+    dataplane.remove([other.key])
+    assert dataplane.mark([syn(1000)], 1000.0) == ({}, [])
+
+
+def test_marks_stay_with_a_backend_over_another_plan() -> None:
+    """Until the supervisor tells others; those it takes away count no longer."""
+    dataplane = marking(one_plan((1,)))
+    dataplane.upsert([one_plan((7,), masquerade=True)])
+    assert dataplane.mark([syn(1001)], 1000.0) == ({1001: 1 | MASQUERADE}, [])
+    dataplane.set_marks([FrontendMarks(one_plan().key, {})])
+    assert dataplane.mark([syn(1001)], 1000.0) == ({}, [])

@@ -21,7 +21,7 @@ from nfqproxy.control.table import service_ports
 from nfqproxy.core.explain import Explainer, Explanation, parse_packet
 from nfqproxy.core.plans import plans_for_node
 from nfqproxy.errors import InputError
-from nfqproxy.model import Family, Protocol, TrafficPolicy, Verdict
+from nfqproxy.model import Family, MarkMask, Protocol, TrafficPolicy, Verdict
 
 N1 = Node(name="n1", internal_ips=("192.0.2.1", "2001:db8:2::1"))
 WEB = Service(
@@ -346,3 +346,56 @@ def test_every_reason_is_one_sentence_without_line_breaks() -> None:
     for answer in (explain(E1), explain(), explain(E1, to="10.96.0.10:7/tcp")):
         assert re.search(r"\n|\.$", answer.reason) is None
         assert all(re.match(r"[a-zA-Z ]+: \S", step) for step in answer.steps)
+
+
+MARKING = {"marks": MarkMask()}
+
+
+def test_by_marks_the_way_is_told_in_the_order_of_its_hooks() -> None:
+    answer = explain(E1, E2, source=CLIENT, **MARKING)
+    assert hooks(answer) == [
+        "conntrack PREROUTING",
+        "mangle PREROUTING",
+        "worker",
+        "nat PREROUTING",
+        "filter PREROUTING",
+        "routing",
+        "filter FORWARD",
+        "nat POSTROUTING",
+        "filter POSTROUTING",
+        "reply conntrack PREROUTING",
+        "reply mangle PREROUTING",
+        "reply nat",
+        "without a worker",
+    ]
+    assert lines(answer, "nat PREROUTING")[0].startswith(
+        "nft ip nfqproxy marks-prerouting finds the number . tcp . 10.96.0.10 . 80 in marked-backends"
+    )
+    assert "number in the bits 0xf7f of its mark" in lines(answer, "worker")[-1]
+    assert lines(answer, "nat POSTROUTING")[0].startswith(
+        "nft ip nfqproxy marks-postrouting: 0x2000 is set -> masquerade"
+    )
+    assert not any(hook.startswith("raw") or "reply raw" in hook for hook in hooks(answer))
+    # The answer itself does not depend on the data path.
+    other = explain(E1, E2, source=CLIENT)
+    assert replace(answer, steps=()) == replace(other, steps=())
+    assert sum("[UNREPLIED]" in step for step in answer.steps) == 2
+
+
+def test_by_marks_a_source_is_kept_by_a_bit_and_our_bits_end_where_the_packet_does() -> None:
+    pod = explain(E1, source=POD, to="10.96.0.10:53/udp", **MARKING)
+    assert "0x1000 is set -> the source stays 10.244.1.9" in "\n".join(pod.steps)
+    local = explain(endpoint("192.0.2.1"), source=CLIENT, to="192.0.2.1:30080/tcp", **MARKING)
+    assert (
+        "filter INPUT: nft ip nfqproxy unmark-input takes our last bit off the mark" in local.steps
+    )
+    node = explain(E2, source="192.0.2.1", **MARKING)
+    assert "nft ip nfqproxy marks-output finds" in lines(node, "nat OUTPUT")[0]
+
+
+def test_by_marks_what_is_refused_was_new_to_conntrack_first() -> None:
+    for answer in (explain(**MARKING), explain(E1, to="10.96.0.10:81/tcp", **MARKING)):
+        assert answer.verdict is Verdict.REJECT
+        assert hooks(answer)[:2] == ["conntrack PREROUTING", "mangle PREROUTING"]
+        assert len(lines(answer, "conntrack PREROUTING")) == 1
+        assert "nfqproxy-frontends-4 -> not queued" in lines(answer, "mangle PREROUTING")[0]

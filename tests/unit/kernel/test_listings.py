@@ -41,8 +41,10 @@ def test_own_rules_are_told_from_foreign_ones() -> None:
         "-X NFQPROXY-QUEUE",
     ]
     assert own.removal(keep=["NFQPROXY-QUEUE"]) == own.removal()[:2]
-    assert own.restoration(jumps_first=True)[-1].startswith("-I PREROUTING 1 ! -i lo")
-    assert own.restoration(jumps_first=False)[-2:] == list(own.jumps)
+    assert own.restoration(first={"NFQPROXY-FLOWS", "NFQPROXY-QUEUE"})[-1].startswith(
+        "-I PREROUTING 1 ! -i lo"
+    )
+    assert own.restoration(first=())[-2:] == list(own.jumps)
     assert not parse_own(SAVE.replace("NFQPROXY-", "cali-"))
 
 

@@ -3,12 +3,13 @@
 import re
 
 import pytest
+from msgspec.structs import replace
 
 from nfqproxy.core.fallback import MAX_SLOTS
 from nfqproxy.errors import InputError
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
-from nfqproxy.kernel.rule_text import create_set, iptables_text, localhost_objects, render
-from nfqproxy.model import Family
+from nfqproxy.kernel.rule_text import create_set, iptables_text, optional_objects, render
+from nfqproxy.model import DataPath, Family
 
 GOLDEN_IPTABLES = """\
 *mangle
@@ -129,9 +130,10 @@ def test_refusals_stand_behind_nat_and_guards_before_it() -> None:
 def test_127_is_guarded_only_when_served() -> None:
     assert "martian" not in render(RuleSettings()).nft
     served = RuleSettings(localhost_node_ports=True)
-    assert set(localhost_objects().values()) == {"chain", "counter"}
-    for name in localhost_objects():
-        assert render(served).nft.count(f"\t{localhost_objects()[name]} {name} {{") == 1
+    objects = optional_objects()[0]
+    assert set(objects.values()) == {"chain", "counter"}
+    for name, kind in objects.items():
+        assert render(served).nft.count(f"\t{kind} {name} {{") == 1
     overlay = RuleSettings(localhost_node_ports=True, mode=RuleMode.OVERLAY)
     assert "martian" not in render(overlay).nft
 
@@ -186,3 +188,66 @@ def test_comments_and_removals_find_their_place() -> None:
 def test_wrong_settings_are_named(arguments: dict[str, object], field: str) -> None:
     with pytest.raises(InputError, match=field):
         RuleSettings(**arguments)  # type: ignore[arg-type]
+
+
+MARKING = RuleSettings(first_queue=7, data_path=DataPath.MARK)
+
+GOLDEN_MARKING = """\
+*mangle
+:NFQPROXY-QUEUE - [0:0]
+-A PREROUTING ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A OUTPUT -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A NFQPROXY-QUEUE -m conntrack ! --ctstate NEW -j RETURN
+-A NFQPROXY-QUEUE -p udp -m conntrack --ctstate DNAT -j RETURN
+-A NFQPROXY-QUEUE -m set --match-set nfqproxy-frontends-4 dst,dst \
+-m conntrack --ctstatus CONFIRMED -j MARK --set-xmark 0x1000/0x1000
+-A NFQPROXY-QUEUE -p tcp -m set --match-set nfqproxy-frontends-4 dst,dst \
+-j NFQUEUE --queue-num 7 --queue-bypass
+-A NFQPROXY-QUEUE -p udp -m set --match-set nfqproxy-frontends-4 dst,dst \
+-j NFQUEUE --queue-num 7 --queue-bypass
+-A NFQPROXY-QUEUE -p sctp -m set --match-set nfqproxy-frontends-4 dst,dst \
+-j NFQUEUE --queue-num 7 --queue-bypass
+COMMIT
+"""
+
+
+def test_by_marks_packets_are_queued_behind_conntrack() -> None:
+    rules = render(MARKING)
+    assert rules.iptables == GOLDEN_MARKING
+    assert rules.ip6tables == GOLDEN_MARKING.replace("frontends-4", "frontends-6")
+    assert "flows" not in rules.ipset
+
+
+@pytest.mark.parametrize("mode", list(RuleMode))
+def test_by_marks_nothing_but_the_masks_bits_is_touched(mode: RuleMode) -> None:
+    """The nat chains come before the fallback's and everybody else's; numbers go before routing."""
+    settings = replace(MARKING, mode=mode, families=(Family.IPV6,), mark_mask=0x00F0_0000)
+    text = render(settings).nft
+    dnat = "dnat ip6 to meta mark & 0x300000 . meta l4proto . ip6 daddr . th dport map @marked-backends"
+    for name in ("marks-prerouting", "marks-output"):
+        assert chain(text, name)[1:] == [
+            "meta mark & 0xc00000 == 0 return",
+            dnat,
+            "meta mark set meta mark & 0xff0fffff",
+        ]
+    assert chain(text, "marks-postrouting")[1:] == [
+        "meta mark & 0x800000 != 0 masquerade",
+        "meta mark & 0x400000 != 0 snat ip6 to ip6 saddr",
+    ]
+    kept = {
+        name: chain(text, f"unmark-{name}")[1].rpartition(" & ")[2]
+        for name in ("prerouting", "output", "input", "postrouting")
+    }
+    assert kept == {
+        "prerouting": "0xffcfffff",
+        "output": "0xffcfffff",
+        "input": "0xff0fffff",
+        "postrouting": "0xff0fffff",
+    }
+    assert ("@slot-count" in text) == (mode is RuleMode.REPLACE)
+    assert "map @nothing" not in text
+
+
+def test_a_mask_of_too_few_bits_is_refused() -> None:
+    with pytest.raises(InputError, match="mark_mask: 0x3 is no mask of 3 to 32 bits"):
+        RuleSettings(mark_mask=3)

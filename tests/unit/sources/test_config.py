@@ -7,6 +7,7 @@ import pytest
 
 from nfqproxy.control.node import Detector, NodeSettings, NonPodBackends
 from nfqproxy.errors import InputError, ManifestError
+from nfqproxy.model import MarkMask
 from nfqproxy.sources import config
 from nfqproxy.sources.config import ProxyConfig
 
@@ -50,6 +51,13 @@ def test_everything_a_decision_depends_on(write: Any) -> None:
         is_overlay=True,
         steer_all=True,
     )
+
+
+def test_the_data_path_and_its_bits(write: Any) -> None:
+    assert load(write, "dataPath: mark").node_settings("n1").marks == MarkMask(0x3F7F)
+    found = load(write, "dataPath: mark\nmarkMask: 0x00f00000")
+    assert found.node_settings("n1").marks == MarkMask(0x00F0_0000)
+    assert load(write, "markMask: 0x00f00000").node_settings("n1").marks is None
 
 
 @pytest.mark.parametrize("text", ["nodePortAddresses: [primary]", "nodePortAddresses: []", ""])
