@@ -8,10 +8,10 @@ def main() -> None:
     """Entry point. Ctrl-C while modules are still being loaded ends like Ctrl-C later: quietly."""
     try:
         from nfqproxy.cli.main import main as run
+
+        run()
     except KeyboardInterrupt:
         sys.exit(130)
-    try:
-        run()
     finally:
         # The interpreter still waits for threads that finish a change: a second Ctrl-C waits as well.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

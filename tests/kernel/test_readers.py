@@ -4,7 +4,7 @@ import select
 import socket
 
 from nfqproxy.kernel.netns import NamespaceGroup
-from nfqproxy.worker.readers import NetlinkReader
+from nfqproxy.worker.readers import Answer, NetlinkReader
 
 QUEUE = 120
 
@@ -38,7 +38,7 @@ def test_mixed_layouts_are_read_and_remembered() -> None:
                 assert select.select([reader.fileno()], [], [], 5)[0], "a packet is missing"
                 packets = reader.read()
                 read += [payload for _id, _hook, payload in packets]
-                reader.answer(packets, ())
+                reader.answer(packets, Answer())
                 layouts.append(len(reader._layouts))
             # IPv4 header 20 bytes, UDP header 8, cut at 128.
             assert [payload[28:128] for payload in read] == [text[:100] for text in sent]
