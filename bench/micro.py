@@ -30,7 +30,7 @@ from nfqproxy.control.table import ServiceTable
 from nfqproxy.core import template
 from nfqproxy.core.dataplane import Dataplane, QueuedPacket
 from nfqproxy.core.fallback import frontend_elements
-from nfqproxy.core.plans import plans_for_node
+from nfqproxy.core.plan_table import plans_for_node
 from nfqproxy.core.sources import SourceClasses
 from nfqproxy.model import FrontendPlan, NodeContext
 from nfqproxy.sources import file

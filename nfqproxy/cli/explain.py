@@ -18,7 +18,7 @@ from nfqproxy.cli.data_path_options import data_path_options
 from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.table import service_ports
 from nfqproxy.core.explain import Explainer, Explanation, Packet, parse_packet
-from nfqproxy.core.plans import plans_for_node
+from nfqproxy.core.plan_table import plans_for_node
 from nfqproxy.errors import InputError
 from nfqproxy.sources import config as configuration
 from nfqproxy.sources import file as file_source

@@ -2,7 +2,9 @@
 
 A change of one Service costs work in proportion to that Service, whatever the size of the table: the
 plans of the others stay the very same objects, so that whoever compares finds them equal at once.
-:func:`nfqproxy.core.plans.plans_for_node` is the same from nothing.
+
+Beside kube-proxy only steered Services have plans, and of these only frontends that are served: refusals
+stay with kube-proxy.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,6 +18,15 @@ from nfqproxy.model import FrontendKey, FrontendPlan, NodeContext, ServicePort, 
 
 _Claim = tuple[int, ServicePortName]
 """Rank of the frontend kind, then the port's name: of several claims to one key the least wins."""
+
+
+def plans_for_node(
+    ports: Iterable[ServicePort], node: NodeContext, settings: NodeSettings
+) -> dict[FrontendKey, FrontendPlan]:
+    """All plans of these service ports, for one look at them (``explain``)."""
+    table = PlanTable(settings)
+    table.replace(ports, node)
+    return dict(table.plans)
 
 
 class PlanChange(Struct, frozen=True, kw_only=True):
@@ -100,5 +111,4 @@ class PlanTable:
         if claims is None:
             return None
         plan = claims[min(claims)]
-        # Beside kube-proxy only what is served: refusals stay with it.
         return None if self._settings.is_overlay and not is_served(plan) else plan

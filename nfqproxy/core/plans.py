@@ -32,20 +32,6 @@ _Actions = tuple[Action, Action, Action]
 _LOOPBACK = "127.0.0.1"
 
 
-def plans_for_node(
-    ports: Iterable[ServicePort], node: NodeContext, settings: NodeSettings
-) -> dict[FrontendKey, FrontendPlan]:
-    """All plans that the proxy of this node acts on; what ``run`` and ``explain`` both call.
-
-    Beside kube-proxy only steered Services have plans, and of these only frontends that are served:
-    refusals stay with kube-proxy.
-    """
-    plans = Planner(node).plans(steered_ports(ports, settings))
-    if not settings.is_overlay:
-        return plans
-    return {key: plan for key, plan in plans.items() if is_served(plan)}
-
-
 def is_steered(port: ServicePort, settings: NodeSettings) -> bool:
     """Whether the service port is this proxy's business: beside kube-proxy only the marked ones."""
     return port.steered or settings.steer_all or not settings.is_overlay
@@ -70,17 +56,6 @@ class Planner:
             or any((":" in cidr) == (family is Family.IPV6) for cidr in node.cluster_cidrs)
             for family in Family
         }
-
-    def plans(self, ports: Iterable[ServicePort]) -> dict[FrontendKey, FrontendPlan]:
-        """All plans of ``ports``. Two Services that claim one key: the first by name wins."""
-        plans: dict[FrontendKey, FrontendPlan] = {}
-        ordered = sorted(ports, key=lambda port: port.name)
-        # Frontend kinds in the match order of SEMANTICS 2.5: an earlier kind wins over a later one.
-        for kind in FrontendKind:
-            for port in ordered:
-                for plan in self._plans_of_kind(port, kind):
-                    plans.setdefault(plan.key, plan)
-        return plans
 
     def plans_of(self, port: ServicePort) -> Iterable[tuple[int, FrontendPlan]]:
         """The plans of one port alone, each with the rank of its kind in the match order (2.5)."""

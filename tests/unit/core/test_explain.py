@@ -19,7 +19,7 @@ from nfqproxy.control.objects import (
 )
 from nfqproxy.control.table import service_ports
 from nfqproxy.core.explain import Explainer, Explanation, parse_packet
-from nfqproxy.core.plans import plans_for_node
+from nfqproxy.core.plan_table import plans_for_node
 from nfqproxy.errors import InputError
 from nfqproxy.model import Family, MarkMask, Protocol, TrafficPolicy, Verdict
 

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfqproxy.core.plans import Planner, is_served
+from nfqproxy.control.node import NodeSettings
+from nfqproxy.core.plan_table import plans_for_node
+from nfqproxy.core.plans import is_served
 from nfqproxy.model import (
     Action,
     ClientClass,
@@ -25,6 +27,7 @@ from nfqproxy.model import (
 LOCAL = Endpoint(address="10.244.1.5", port=8080, node="n1")
 REMOTE = Endpoint(address="10.244.2.5", port=8080, node="n2")
 CIDR = ("10.244.0.0/16",)
+SETTINGS = NodeSettings(node_name="n1")
 VIP = FrontendKey(Protocol.TCP, "10.96.0.10", 80)
 NODE_PORT = FrontendKey(Protocol.TCP, "192.0.2.1", 30080)
 
@@ -60,7 +63,7 @@ def node(cidrs: tuple[str, ...] = CIDR, *, masquerade_all: bool = False) -> Node
 def plans(
     found: ServicePort, context: NodeContext | None = None
 ) -> dict[FrontendKey, FrontendPlan]:
-    return Planner(context or node()).plans([found])
+    return plans_for_node([found], context or node(), SETTINGS)
 
 
 def masquerades(plan: FrontendPlan) -> tuple[bool, ...]:
@@ -147,7 +150,7 @@ def test_backends_outside_the_pod_network_are_known() -> None:
 
 @given(st.permutations(["alpha", "beta", "gamma"]))
 def test_two_services_of_one_address_the_first_name_wins(names: list[str]) -> None:
-    found = Planner(node()).plans(port(LOCAL, name=name) for name in names)
+    found = plans_for_node([port(LOCAL, name=name) for name in names], node(), SETTINGS)
     assert {plan.service for plan in found.values()} == {"alpha"}
 
 

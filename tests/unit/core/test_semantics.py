@@ -21,8 +21,8 @@ from nfqproxy.control.objects import (
 )
 from nfqproxy.control.table import ServiceTable, service_ports
 from nfqproxy.core.explain import Explainer, Packet
-from nfqproxy.core.plan_table import PlanTable
-from nfqproxy.core.plans import plans_for_node
+from nfqproxy.core.plan_table import PlanTable, plans_for_node
+from nfqproxy.core.plans import Planner, is_served, steered_ports
 from nfqproxy.model import Family, Protocol, TrafficPolicy
 from tests.unit.core.semantics import World
 
@@ -281,6 +281,19 @@ def test_any_order_of_the_same_events_gives_the_same_plans(before, after, chance
     assert plans == plans_for_node(from_nothing, node, settings)
 
 
+def made_at_once(ports, node, settings):
+    """The plans as a whole: kinds in the order they match (2.5), Services by name, the first wins."""
+    every = [
+        (rank, port.name, plan)
+        for port in steered_ports(ports, settings)
+        for rank, plan in Planner(node).plans_of(port)
+    ]
+    plans = {}
+    for _, _, plan in sorted(every, key=lambda item: item[:2]):
+        plans.setdefault(plan.key, plan)
+    return {key: plan for key, plan in plans.items() if is_served(plan) or not settings.is_overlay}
+
+
 @given(worlds(), worlds(), st.sampled_from((False, True)), st.randoms(use_true_random=False))
 def test_plans_kept_by_difference_are_those_made_from_nothing(before, after, is_overlay, chance):
     """Object by object; each change names exactly what differs from the plans before it."""
@@ -300,7 +313,7 @@ def test_plans_kept_by_difference_are_those_made_from_nothing(before, after, is_
         diff = services.apply(**{kind: [item]})
         touched = (*diff.added, *diff.changed)
         change = table.apply([services.ports[name] for name in touched], diff.removed)
-        assert table.plans == plans_for_node(services.ports.values(), node, settings)
+        assert table.plans == made_at_once(services.ports.values(), node, settings)
         assert change.upserts == {
             key: plan for key, plan in table.plans.items() if old.get(key) != plan
         }
@@ -308,7 +321,7 @@ def test_plans_kept_by_difference_are_those_made_from_nothing(before, after, is_
         assert len(change.keys) == len(set(change.keys))
     elsewhere = msgspec.structs.replace(node, zone="z2", node_port_addresses=("192.0.2.77",))
     table.replace(services.ports.values(), elsewhere)
-    assert table.plans == plans_for_node(services.ports.values(), elsewhere, settings)
+    assert table.plans == made_at_once(services.ports.values(), elsewhere, settings)
 
 
 @given(worlds())
