@@ -90,7 +90,8 @@ def show_result(result: LabResult, console: Console) -> None:
     console.print(
         f"client -> node (nfqproxy: {result.workers} {workers}, reader {result.reader})"
         f" -> {len(result.weights)} backends\nLinux {result.kernel}, {result.cpus} cpus,"
-        f" weights {':'.join(map(str, result.weights))}, seed {result.seed}",
+        f" data path {result.data_path},\n"
+        f"weights {':'.join(map(str, result.weights))}, seed {result.seed}",
         soft_wrap=True,
     )
     console.print()

@@ -95,6 +95,7 @@ def result(found: tuple[Check, ...]) -> LabResult:
         kernel="6.18.0",
         cpus=2,
         reader="netlink",
+        data_path="mark",
         workers=1,
         weights=WEIGHTS,
         seed=7,
