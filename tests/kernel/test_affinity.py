@@ -102,9 +102,10 @@ def test_200_clients_stay_over_restarts_of_every_process(crowd: Crowd, data_path
         assert proxy.status()["affinity_records"] == len(CLIENTS)
 
 
-def test_ports_have_records_of_their_own(crowd: Crowd) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_ports_have_records_of_their_own(crowd: Crowd, data_path: str) -> None:
     """TCP 80, TCP 81 and UDP 53 of one Service: three records, drawn independently."""
-    with Proxy(crowd.node, sticky(crowd.pods), "--seed", "3") as proxy:
+    with Proxy(crowd.node, sticky(crowd.pods), "--seed", "3", data_path=data_path) as proxy:
         answers = [
             (crowd.ask(client), crowd.ask(client, port=81), crowd.ask(client, port=53, udp=True))
             for client in CLIENTS[:40]
@@ -118,9 +119,10 @@ def test_ports_have_records_of_their_own(crowd: Crowd) -> None:
         assert proxy.status()["affinity_records"] == 120
 
 
-def test_the_time_out_is_honoured(crowd: Crowd) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_the_time_out_is_honoured(crowd: Crowd, data_path: str) -> None:
     """After a second without a new connection clients are drawn anew; before, they are not."""
-    with Proxy(crowd.node, sticky(crowd.pods, timeout_s=1), "--seed", "5"):
+    with Proxy(crowd.node, sticky(crowd.pods, timeout_s=1), "--seed", "5", data_path=data_path):
         clients = CLIENTS[:30]
         first = {client: crowd.ask(client) for client in clients}
         time.sleep(1.1)
