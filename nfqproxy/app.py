@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
@@ -203,6 +204,7 @@ class App:
 
     async def _start_workers(self) -> None:
         config = self._config
+        shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         await self._until_stopped(
             self._supervisor.start_workers(
                 [
@@ -211,6 +213,7 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
+                        shared_seed=shared_seed,
                         mark_mask=None if self._marks is None else config.mark_mask,
                     )
                     for index in range(config.workers)
