@@ -84,14 +84,7 @@ def test_200_clients_stay_over_restarts_of_every_process(crowd: Crowd, data_path
         # All frontends of the port share the state: the node port too, whichever worker it meets.
         assert crowd.ask_all(crowd.topology.node.address4, 30080) == first
         for _ in range(2):
-            killed = proxy.kill_worker()
-            wait_until(
-                lambda killed=killed: all(
-                    worker["ready"] and worker["pid"] != killed
-                    for worker in proxy.status()["workers"]
-                ),
-                "a new worker is ready",
-            )
+            proxy.wait_replaced(proxy.kill_worker())
         assert crowd.ask_all() == first
         proxy.stop()
         proxy.start()
