@@ -1,8 +1,8 @@
 """Real servers and clients through the proxy: nginx and curl, dnsmasq and dig; thousands of connections.
 
 Weights 5:3:2 are checked by chi-square, with fixed seeds where these decide (by marks it is the flows, which are
-others each time); a bulk transfer shows that one packet of a
-connection, and no invalid one, is all that userspace and conntrack ever see.
+others each time); a bulk transfer shows that one packet of a connection, and no invalid one, is all that userspace
+and conntrack ever see.
 """
 
 import re

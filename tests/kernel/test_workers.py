@@ -24,7 +24,7 @@ from nfqproxy.lab.topology import Topology, topology
 from tests.kernel.conftest import WEB_VIP4, WEB_VIP6
 from tests.kernel.manifests import Manifest, Port, service
 from tests.kernel.proxy import DATA_PATHS, Proxy, wait_until
-from tests.kernel.responder import Connection, Responder, family_of, parse
+from tests.kernel.responder import Connection, Responder, family_of, new_flow, parse
 from tests.kernel.test_failures import load
 
 PLAIN4, PLAIN6 = WEB_VIP4, WEB_VIP6
@@ -172,42 +172,89 @@ def name_of(sock: socket.socket) -> str:
     return parse(sock.recv(200)).name
 
 
+# One over a multiple of 2 and of 3, so that what is sent again comes to another worker by turns.
+SYNS = 7
+
+
 def test_a_syn_and_its_retransmission_wait_at_two_workers(group: Group) -> None:
     with ExitStack() as stack:
         stack.enter_context(group.dealt_out("tcp"))
         with group.proxy.held_up():
-            made = [begun(group.client, vip) for vip in (PLAIN4, PLAIN6, STICKY4, STICKY6) * 3]
+            vips = (PLAIN4, STICKY4) * 4, (PLAIN6, STICKY6) * 4
+            made = [begun(group.client, vip) for each in vips for vip in each[:SYNS]]
             for sock, _ in made:
                 stack.enter_context(sock)
-            wait_until(lambda: sum(group.proxy.waiting().values()) == 24, "each SYN waits twice")
-            assert all(group.proxy.waiting().values())
+            wait_until(
+                lambda: sum(group.proxy.waiting().values()) == 4 * SYNS, "each SYN waits twice"
+            )
         names = [name_of(sock) for sock, _ in made]
         assert Counter(group.entries("tcp", *(port for _, port in made))) == Counter(names)
 
 
-def test_a_retransmission_meets_another_worker_than_the_syn_before_it(group: Group) -> None:
-    """The first is decided; the backend does not hear it. The second leaves the entry as it is."""
-    blocked = [pod.namespace for pod in group.topology.pods]
+@contextmanager
+def silent(built: Topology) -> Iterator[None]:
+    """Inside the block no pod hears of new connections."""
     rule = ("INPUT", "-p", "tcp", "--dport", "8080", "-j", "DROP")
+    pods = [pod.namespace for pod in built.pods]
+    for pod in pods:
+        pod.run("iptables", "-A", *rule)
+    try:
+        yield
+    finally:
+        for pod in pods:
+            pod.run("iptables", "-D", *rule)
+
+
+@contextmanager
+def half_open(group: Group) -> Iterator[None]:
+    """Inside the block connections have been decided and no backend has heard of them.
+
+    Afterwards it hears the retransmissions, and each connection must have come about with the backend of before.
+    """
     with ExitStack() as stack:
-        stack.enter_context(group.dealt_out("tcp"))
-        for namespace in blocked:
-            namespace.run("iptables", "-A", *rule)
-        try:
-            before = group.proxy.packets()
-            made = [begun(group.client, vip) for vip in (PLAIN4, STICKY4) * 4]
+        with silent(group.topology):
+            made = [begun(group.client, vip) for vip in ((PLAIN4, STICKY4) * 4)[:SYNS]]
             for sock, _ in made:
                 stack.enter_context(sock)
-            wait_until(lambda: group.proxy.packets() >= before + 8, "all are decided")
             ports = [port for _, port in made]
-            wait_until(lambda: len(group.entries("tcp", *ports)) == 8, "all have an entry")
+            wait_until(
+                lambda: len(group.entries("tcp", *ports)) == SYNS, "each connection has an entry"
+            )
             decided = Counter(group.entries("tcp", *ports))
-        finally:
-            for namespace in blocked:
-                namespace.run("iptables", "-D", *rule)
+            yield
         assert Counter(name_of(sock) for sock, _ in made) == decided
         assert Counter(group.entries("tcp", *ports)) == decided
-        assert group.proxy.counters().get("retransmit", 0) >= 8
+
+
+def test_a_retransmission_meets_another_worker_than_the_syn_before_it(group: Group) -> None:
+    before = group.proxy.counters().get("retransmit", 0)
+    with group.dealt_out("tcp"), half_open(group):
+        pass
+    assert group.proxy.counters().get("retransmit", 0) >= before + SYNS
+
+
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_another_number_of_workers_takes_over(cluster: Topology, data_path: str) -> None:
+    """Other workers have other shares of the clients then, and know nothing of what was before."""
+    node, client = cluster.node.namespace, cluster.client.namespace
+    made = objects(cluster)
+    with (
+        Proxy(node, made, workers=3, data_path=data_path) as before,
+        ExitStack() as stack,
+    ):
+        flows = [stack.enter_context(new_flow(client, vip, 80)) for vip in (PLAIN4, PLAIN6) * 4]
+
+        def ask_all() -> list[str]:
+            for flow in flows:
+                flow.send(b"?")
+            return [name_of(flow) for flow in flows]
+
+        names = ask_all()
+        with half_open(Group(cluster, before, data_path)):
+            before.stop()
+            after = stack.enter_context(Proxy(node, made, workers=2, data_path=data_path))
+        assert after.counters()["retransmit"] >= SYNS
+        assert ask_all() == names
 
 
 @pytest.mark.parametrize("how", ["wait", "burst"])
