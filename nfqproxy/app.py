@@ -95,6 +95,7 @@ class App:
     def __init__(self, config: ProxyConfig) -> None:
         self._config = config
         self._rules = rule_settings(config)
+        self._shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
         self._source = FileSource([Path(path) for path in config.manifests])
@@ -204,7 +205,6 @@ class App:
 
     async def _start_workers(self) -> None:
         config = self._config
-        shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         await self._until_stopped(
             self._supervisor.start_workers(
                 [
@@ -213,7 +213,7 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
-                        shared_seed=shared_seed,
+                        shared_seed=self._shared_seed,
                         mark_mask=None if self._marks is None else config.mark_mask,
                     )
                     for index in range(config.workers)

@@ -278,6 +278,10 @@ class Dataplane:
         }
         return Sticky(affinity, row, identities)
 
+    def _chance(self, plan: FrontendPlan) -> Random:
+        """What the picks of this frontend are drawn from."""
+        return self._draws if plan.affinity_timeout_s or self._draws_flows else self._rng
+
     def picks(self) -> dict[tuple[FrontendKey, bytes, int], int]:
         """Picks so far per frontend and backend, zero ones left out."""
         return {
@@ -294,7 +298,6 @@ class Dataplane:
         target_lists: list[list[tuple[Target, bool]]] = []
         pickers: list[Callable[[], int]] = []
         stickies = [self._sticky(plan, candidates) for candidates in plan.candidate_sets]
-        rng = self._draws if plan.affinity_timeout_s or self._draws_flows else self._rng
         for candidates in plan.candidate_sets:
             row = []
             for backend in candidates.backends:
@@ -304,7 +307,7 @@ class Dataplane:
                 row.append((target, not backend.in_pod_network))
             target_lists.append(row)
             balancer = balancers.create(plan.balancer)
-            balancer.update([backend.weight for backend in candidates.backends], rng)
+            balancer.update([backend.weight for backend in candidates.backends], self._chance(plan))
             pickers.append(balancer.pick)
         for client_class in ClientClass:
             action = plan.actions[client_class]
