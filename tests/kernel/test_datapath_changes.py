@@ -1,4 +1,7 @@
-"""What changes under a running proxy: endpoints, weights, broken manifests, the node's address."""
+"""What changes under a running proxy: endpoints, weights, broken manifests, the node's address.
+
+A manifest that is refused never comes to a data path: that test runs once.
+"""
 
 import json
 from collections import Counter

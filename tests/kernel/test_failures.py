@@ -2,6 +2,9 @@
 
 What serves meanwhile is the kernel's fallback; KERNEL facts: a queue without reader drops, a full queue
 drops, unless told otherwise. These tests hold that we have told otherwise.
+
+On both data paths, but for two: that a worker which hangs is replaced is seen by the supervisor's pings alone, and
+stopping under load is, by marks, the start after a kill (here) and another number of workers (test_workers.py).
 """
 
 import itertools
