@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
@@ -94,6 +95,7 @@ class App:
     def __init__(self, config: ProxyConfig) -> None:
         self._config = config
         self._rules = rule_settings(config)
+        self._shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
         self._source = FileSource([Path(path) for path in config.manifests])
@@ -211,6 +213,7 @@ class App:
                         reader=config.reader,
                         queue_length=config.queue_length,
                         seed=None if config.seed is None else config.seed + index,
+                        shared_seed=self._shared_seed,
                         mark_mask=None if self._marks is None else config.mark_mask,
                     )
                     for index in range(config.workers)

@@ -29,6 +29,8 @@ class Configure(msgspec.Struct, tag="configure", frozen=True, kw_only=True):
     """Packets that may wait in the kernel's queue; further ones pass to what stands behind it."""
     seed: int | None
     """Seed of the worker's random numbers, None: from the system."""
+    shared_seed: int
+    """The same for all workers: of draws on which they agree."""
     mark_mask: int | None = None
     """Data path ``mark``: the bits of the packet mark that are ours; None: data path ``ctnetlink``."""
 

@@ -25,6 +25,7 @@ from nfqproxy.lab.services_view import Narrator, show_run
 from nfqproxy.lab.standing import Lab
 from nfqproxy.lab.two_nodes import TwoNodes
 from nfqproxy.lab.view import Screen, show_commands, show_result
+from nfqproxy.model import DataPath
 
 
 def _require_root() -> None:
@@ -66,6 +67,7 @@ def lab(
     weights: tuple[int, ...],
     reader: str,
     workers: int,
+    data_path: DataPath | None,
     connections: int,
     queries: int,
     seed: int | None,
@@ -90,13 +92,15 @@ def lab(
         refuse_options_before(context)
         return 0
     if show_manifests:
-        plan = Lab.plan(options.STANDING, weights=weights, workers=workers, reader=reader)
+        plan = Lab.plan(
+            options.STANDING, weights=weights, workers=workers, reader=reader, data_path=data_path
+        )
         click.echo(manifest(plan.topology.node, plan.topology.pods, weights), nl=False)
         return 0
     _require_root()
     name = options.STANDING if keep else _passing_name()
     number = secrets.randbelow(2**31) if seed is None else seed
-    built = Lab.plan(name, weights=weights, workers=workers, reader=reader)
+    built = Lab.plan(name, weights=weights, workers=workers, reader=reader, data_path=data_path)
     with interrupts(), Screen(quiet=output == "json") as screen, _removed(built) as kept:
         built.build(screen.step, proxy_seed=seed)
         result = _traffic(built, screen, connections, queries, number)
@@ -137,13 +141,20 @@ def _say_standing(built: Lab) -> None:
 @options.build_options
 @options.name
 @options.output
-def up(weights: tuple[int, ...], reader: str, workers: int, name: str, output: str) -> None:
+def up(
+    weights: tuple[int, ...],
+    reader: str,
+    workers: int,
+    data_path: DataPath | None,
+    name: str,
+    output: str,
+) -> None:
     """Build a lab and leave it standing; prints commands to play with.
 
     Example: nfqproxy lab up --weights 1:1:1
     """
     _require_root()
-    built = Lab.plan(name, weights=weights, workers=workers, reader=reader)
+    built = Lab.plan(name, weights=weights, workers=workers, reader=reader, data_path=data_path)
     with interrupts(), Screen(quiet=output == "json") as screen, _removed(built) as kept:
         built.build(screen.step)
         built.hand_over()
@@ -175,6 +186,7 @@ class _Scenarios(HelpfulGroup):
 
 @lab.group(cls=_Scenarios, invoke_without_command=True, subcommand_metavar="[SCENARIO [OPTIONS]]")
 @options.traffic_options
+@options.data_path
 @options.name
 @click.pass_context
 def run(context: click.Context, /, **arguments: Any) -> int:
@@ -192,16 +204,28 @@ def run(context: click.Context, /, **arguments: Any) -> int:
 
 @run.command()
 @options.traffic_options
+@options.data_path
 @options.name
 def spread(**arguments: Any) -> int:
     """Weights, latency and a killed worker, in the standing lab.
 
+    With --data-path the proxy of the lab is replaced by one of this data path, and stays so.
+
+    \b
     Example: nfqproxy lab run spread --connections 10000
+             nfqproxy lab run spread --data-path mark
     """
     return _run_spread(**arguments)
 
 
-def _run_spread(connections: int, queries: int, seed: int | None, output: str, name: str) -> int:
+def _run_spread(
+    connections: int,
+    queries: int,
+    seed: int | None,
+    output: str,
+    data_path: DataPath | None,
+    name: str,
+) -> int:
     _require_root()
     standing = Lab.attach(name)
     number = secrets.randbelow(2**31) if seed is None else seed
@@ -213,6 +237,9 @@ def _run_spread(connections: int, queries: int, seed: int | None, output: str, n
                     f"the proxy of the lab {name} does not serve; see {standing.proxy_log},"
                     " or build it anew with nfqproxy lab down and nfqproxy lab up"
                 )
+            if data_path is not None:
+                screen.step(f"data path: {data_path}")
+                standing.use_data_path(data_path)
             result = _traffic(standing, screen, connections, queries, number)
         finally:
             standing.stop_load()
@@ -227,7 +254,14 @@ def _run_spread(connections: int, queries: int, seed: int | None, output: str, n
 @options.proxy_options
 @options.output
 @click.option("--pause", is_flag=True, help="Wait for Enter after each step, to look around.")
-def services(numbers: tuple[int, ...], reader: str, workers: int, output: str, pause: bool) -> int:
+def services(
+    numbers: tuple[int, ...],
+    reader: str,
+    workers: int,
+    data_path: DataPath | None,
+    output: str,
+    pause: bool,
+) -> int:
     """Node ports, policies, affinity, refusals and more, step by step.
 
     Builds a lab of its own with two nodes and removes it: a standing lab is not touched. Each step says
@@ -237,11 +271,12 @@ def services(numbers: tuple[int, ...], reader: str, workers: int, output: str, p
     \b
     Example: nfqproxy lab run services
              nfqproxy lab run services --step 3 --step 6 -o json
+             nfqproxy lab run services --data-path mark --workers 2
     """
     if pause and output == "json":
         raise click.UsageError("--pause waits for a reader of the text; leave out -o json")
     _require_root()
-    built = TwoNodes.plan(_passing_name(), workers=workers, reader=reader)
+    built = TwoNodes.plan(_passing_name(), workers=workers, reader=reader, data_path=data_path)
     console = Console(highlight=False, quiet=output == "json")
     with interrupts(), Screen(quiet=output == "json") as screen, _removed(built):
         built.build(screen.step)

@@ -6,10 +6,13 @@ from typing import Any, TypeVar
 import click
 
 from nfqproxy.lab.services import STEPS
+from nfqproxy.model import DataPath
+from nfqproxy.sources.config import DATA_PATHS
 
 __all__ = [
     "STANDING",
     "build_options",
+    "data_path",
     "name",
     "output",
     "proxy_options",
@@ -66,6 +69,13 @@ step = click.option(
     help="Only this step; may be repeated.",
 )
 
+data_path = click.option(
+    "--data-path",
+    type=click.Choice(DATA_PATHS),
+    callback=lambda _context, _parameter, value: None if value is None else DataPath(value),
+    help="How decisions reach the kernel. Default: ctnetlink, or what a standing lab has.",
+)
+
 proxy_options = _together(
     click.option(
         "--reader",
@@ -81,6 +91,7 @@ proxy_options = _together(
         show_default=True,
         help="Worker processes of the proxy.",
     ),
+    data_path,
 )
 
 build_options = _together(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct
 
+from nfqproxy.core.draws import SharedDraws
+
 Identity = tuple[bytes, int]
 """A backend: packed address and port."""
 
@@ -34,11 +36,14 @@ class AffinityRecord(Struct, frozen=True, array_like=True):
 class Affinity:
     """The records of one service port, stalest first."""
 
-    __slots__ = ("_fresh", "_records", "service", "timeout_s")
+    __slots__ = ("_draws", "_fresh", "_place", "_records", "service", "timeout_s")
 
-    def __init__(self, service: ServiceKey, timeout_s: float) -> None:
+    def __init__(self, service: ServiceKey, timeout_s: float, draws: SharedDraws) -> None:
+        """``draws``: what the ``pick`` of :meth:`choose` draws from."""
         self.service = service
         self.timeout_s = timeout_s
+        self._draws = draws
+        self._place = "/".join(map(str, service)).encode()
         self._records: dict[bytes, tuple[Identity, float]] = {}
         self._fresh: set[bytes] = set()
 
@@ -55,6 +60,9 @@ class Affinity:
     ) -> int:
         """Index of the backend for a new connection, -1 for none; remembers it.
 
+        A client without a record gets the same draw from all workers, whose records reach each other only a
+        moment later; after each time-out another one.
+
         ``row``: index of every backend that may be drawn; ``identities``: the backends by index.
         """
         known = self._records.pop(client, None)
@@ -62,6 +70,7 @@ class Affinity:
         if known is not None and now_s - known[1] < self.timeout_s:
             index = row.get(known[0], -1)
         if index < 0:
+            self._draws.about(self._place + client, int(now_s // self.timeout_s))
             index = pick()
             if index < 0:
                 return index
@@ -73,9 +82,9 @@ class Affinity:
         return index
 
     def put(self, client: bytes, backend: Identity, last_s: float) -> None:
-        """Take a record made elsewhere, unless the own one is newer."""
+        """Take a record made elsewhere, unless the own one is newer; of one moment, all take the same."""
         known = self._records.get(client)
-        if known is not None and known[1] >= last_s:
+        if known is not None and (known[1], known[0]) >= (last_s, backend):
             return
         self._records.pop(client, None)
         self._records[client] = (backend, last_s)

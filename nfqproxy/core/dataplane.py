@@ -31,7 +31,8 @@ from weakref import WeakSet
 from nfqproxy import balancers
 from nfqproxy.core import template
 from nfqproxy.core.affinity import Affinity, AffinityRecord, Identity, ServiceKey
-from nfqproxy.core.flow_memory import FLOW_BYTES, FlowMemory
+from nfqproxy.core.draws import SharedDraws
+from nfqproxy.core.flow_memory import FLOW_BYTES, LIFE_S, FlowMemory
 from nfqproxy.core.marks import FrontendMarks
 from nfqproxy.core.sources import (
     AllowedSources,
@@ -146,7 +147,8 @@ class Dataplane:
     ``masquerade_source`` maps a packed backend address to the packed address that backend shall see of
     masqueraded clients: None when the node has no route to it, empty when the backend is on the node
     itself, where nobody is masqueraded. ``interfaces`` are asked only where the detector of pods goes by
-    them.
+    them. ``mask`` is that of the data path ``mark``, None on the other; ``shared_seed`` is the same in all workers
+    of a proxy (core/draws.py).
     """
 
     def __init__(
@@ -157,8 +159,13 @@ class Dataplane:
         interfaces: Interfaces,
         masquerade_source: Callable[[bytes], bytes | None],
         mask: MarkMask | None = None,
+        shared_seed: int = 0,
     ) -> None:
         self._rng = rng
+        # What other workers may have to decide at the same moment: a client's first backend, and by marks,
+        # where no entry tells, every flow.
+        self._draws = SharedDraws(shared_seed)
+        self._draws_flows = mask is not None
         self._interfaces = interfaces
         self.set_classes(classes)
         self._masquerade_source = masquerade_source
@@ -280,7 +287,7 @@ class Dataplane:
         key = (plan.namespace, plan.service, plan.port_name, int(plan.key.protocol))
         affinity = self._affinities.get(key)
         if affinity is None:
-            affinity = self._affinities[key] = Affinity(key, plan.affinity_timeout_s)
+            affinity = self._affinities[key] = Affinity(key, plan.affinity_timeout_s, self._draws)
         affinity.timeout_s = plan.affinity_timeout_s
         identities = [
             (ip_address(backend.address).packed, backend.port) for backend in candidates.backends
@@ -293,6 +300,10 @@ class Dataplane:
             if backend.weight > 0
         }
         return Sticky(affinity, row, identities)
+
+    def _chance(self, plan: FrontendPlan) -> Random:
+        """What the picks of this frontend are drawn from."""
+        return self._draws if plan.affinity_timeout_s or self._draws_flows else self._rng
 
     def picks(self) -> dict[tuple[FrontendKey, bytes, int], int]:
         """Picks so far per frontend and backend, zero ones left out."""
@@ -319,7 +330,7 @@ class Dataplane:
                 row.append((target, not backend.in_pod_network))
             target_lists.append(row)
             balancer = balancers.create(plan.balancer)
-            balancer.update([backend.weight for backend in candidates.backends], self._rng)
+            balancer.update([backend.weight for backend in candidates.backends], self._chance(plan))
             pickers.append(balancer.pick)
         for client_class in ClientClass:
             action = plan.actions[client_class]
@@ -474,6 +485,7 @@ class Dataplane:
         if marks is not None:
             older = self._flows.turn(now_s)
             recent = self._flows.recent
+            draw_about, period = self._draws.about, int(now_s // LIFE_S)
             to_masquerade, to_keep = self._mask.masquerade, self._mask.keep
         for packet_id, src, dst, sport, dport in rows:
             try:
@@ -504,6 +516,7 @@ class Dataplane:
                 if known is not None and known[0].mark:
                     marks[packet_id] = known[1]
                     continue
+                draw_about(flow, period)
             pick, targets, sticky = action
             try:
                 if sticky is None:

@@ -2,8 +2,9 @@
 
 On the data path ``mark`` a flow's packets are queued until conntrack has confirmed its entry. Two
 datagrams sent together, or a SYN and its retransmission, may both be undecided: the second must get the
-backend of the first. All packets of a flow meet one worker (``--queue-balance`` goes by addresses), so each
-worker remembers for itself.
+backend of the first, whatever has become of weights and endpoints in between. Each worker remembers for itself:
+``--queue-balance`` goes by addresses, and where packets of a flow meet two workers all the same, because the range
+of queues has changed or one worker has died, both draw alike (draws.py).
 
 Bounded in time and size by two generations: what was decided since the last turn, and in the period
 before.

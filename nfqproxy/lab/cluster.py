@@ -16,11 +16,12 @@ from msgspec.structs import replace
 from nfqproxy.api import admin
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel.netns import Namespace
-from nfqproxy.kernel.processes import uninterrupted
+from nfqproxy.kernel.processes import ProcessRef, stop_processes, uninterrupted
 from nfqproxy.lab import state as states
 from nfqproxy.lab.servers import require_programs, start_dns, start_web
 from nfqproxy.lab.state import LabState
 from nfqproxy.lab.topology import Pod, Topology
+from nfqproxy.model import DataPath
 
 __all__ = ["PROGRAMS", "Cluster", "Step"]
 
@@ -94,8 +95,9 @@ class Cluster:
         self._record()
 
     def _record(self) -> None:
-        processes = [ref for member in self.topology.group for ref in member.processes()]
-        self.state = replace(self.state, processes=tuple(processes))
+        started = [ref for member in self.topology.group for ref in member.processes()]
+        others = [ref for ref in self.state.processes if ref.is_alive() and ref not in started]
+        self.state = replace(self.state, processes=(*others, *started))
         states.save(self.state)
 
     def start_proxy(self, seed: int | None = None) -> None:
@@ -103,12 +105,14 @@ class Cluster:
         command = [sys.executable, "-m", "nfqproxy", "run", "--mode", "replace"]
         command += ["--manifests", str(self.manifest_file), "--node-name", self.topology.node.name]
         command += ["--workers", str(self.state.workers), "--reader", self.state.reader]
+        command += ["--data-path", self.state.data_path]
         command += self.proxy_flags()
         if seed is not None:
             command += ["--seed", str(seed)]
-        with self.proxy_log.open("ab") as log:
+        # Whoever removes the lab must know of it, also in a lab that was not built by this process.
+        with self.proxy_log.open("ab") as log, uninterrupted():
             child = self.node.popen(*command, stderr=log)
-        self._record()
+            self._record()
         deadline = time.monotonic() + _PROXY_START_S
         while not self.is_serving():
             if child.poll() is not None:
@@ -170,6 +174,13 @@ class Cluster:
             and len(workers) == self.state.workers
             and all(worker["ready"] for worker in workers)
         )
+
+    def use_data_path(self, data_path: DataPath) -> None:
+        """Have a proxy of this data path take the place of the one that serves, if it is of the other."""
+        if data_path is not self.state.data_path:
+            stop_processes([ProcessRef.of(int(self.status()["pid"]))])
+            self.state = replace(self.state, data_path=data_path)
+            self.start_proxy()
 
     def kill_workers(self) -> tuple[int, ...]:
         """SIGKILL to every worker; the process ids they had."""

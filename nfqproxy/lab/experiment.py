@@ -258,6 +258,7 @@ class Run(Struct, frozen=True, kw_only=True):
     cpus: int
     reader: str
     workers: int
+    data_path: str
     elapsed_s: float
     steps: tuple[StepResult, ...]
 

@@ -99,6 +99,7 @@ class LabResult(Struct, frozen=True, kw_only=True):
     cpus: int
     reader: str
     workers: int
+    data_path: str
     weights: tuple[int, ...]
     seed: int
     source_kept: bool

@@ -95,6 +95,7 @@ def run_scenario(
         cpus=len(os.sched_getaffinity(0)),
         reader=lab.state.reader,
         workers=lab.state.workers,
+        data_path=lab.state.data_path,
         weights=lab.state.weights,
         seed=seed,
         source_kept=source_kept,

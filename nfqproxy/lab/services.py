@@ -403,6 +403,7 @@ def run_services(lab: TwoNodes, audience: Audience, numbers: Sequence[int]) -> R
         cpus=len(os.sched_getaffinity(0)),
         reader=lab.state.reader,
         workers=lab.state.workers,
+        data_path=lab.state.data_path,
         elapsed_s=round(time.monotonic() - started, 1),
         steps=steps,
     )

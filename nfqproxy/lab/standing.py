@@ -17,6 +17,7 @@ from nfqproxy.lab.jobs import Target
 from nfqproxy.lab.manifest import DNS_VIP4, WEB_VIP4, WEB_VIP6, backend_name, manifest
 from nfqproxy.lab.servers import WHOAMI
 from nfqproxy.lab.state import FIRST_UDP_PORT, LabState
+from nfqproxy.model import DataPath, MarkMask
 
 __all__ = ["DNS", "PLAIN", "WEB", "WEB6", "Lab"]
 
@@ -33,7 +34,15 @@ class Lab(Cluster):
     frontends = 4
 
     @classmethod
-    def plan(cls, name: str, *, weights: tuple[int, ...], workers: int, reader: str) -> "Lab":
+    def plan(
+        cls,
+        name: str,
+        *,
+        weights: tuple[int, ...],
+        workers: int,
+        reader: str,
+        data_path: DataPath | None,
+    ) -> "Lab":
         """A lab that is not built yet."""
         return cls(
             LabState(
@@ -44,6 +53,7 @@ class Lab(Cluster):
                 weights=weights,
                 workers=workers,
                 reader=reader,
+                data_path=data_path or DataPath.CTNETLINK,
                 owner=ProcessRef.of(os.getpid()),
             )
         )
@@ -81,16 +91,16 @@ class Lab(Cluster):
         """The plain DNAT of the comparison, and what counts connections no worker has decided.
 
         A chain of type nat sees only the first packet of a connection, and only while no address
-        translation is set up for it: an entry that the worker installed passes it by. Its priority,
-        after conntrack (-200) and ahead of every fallback (from -105), makes it count exactly what
-        is left to them.
+        translation is set up for it: an entry that the worker installed passes it by, and a packet that
+        the worker marked is told by its mark. Its priority, ahead of what translates by marks (-107) and of
+        every fallback (from -105), makes it count exactly what is left to them.
         """
         first = self.topology.pods[0]
         self.node.run(
             *("iptables", "-t", "nat", "-A", "PREROUTING", "-d", PLAIN.address, "-p", "tcp"),
             *("--dport", str(PLAIN.port), "-j", "DNAT", "--to", f"{first.address4}:8080"),
         )
-        self.node.run("nft", "-f", "-", stdin=_OBSERVER.format(web=WEB, dns=DNS))
+        self.node.run("nft", "-f", "-", stdin=_observer())
 
     def take_ports(self, count: int) -> int:
         """Reserve UDP source ports that no flow of an earlier run has; the first of them.
@@ -117,8 +127,8 @@ class Lab(Cluster):
         states.save(self.state)
 
     def stop_load(self) -> None:
-        """End what this process started in a lab it is attached to; the lab itself stands on."""
-        self.topology.group.stop_processes()
+        """End the load that this process started in a lab it is attached to; the lab itself stands on."""
+        self.client.close()
 
     def commands(self) -> list[tuple[str, str]]:
         """Things to try: what it shows, and the command."""
@@ -126,6 +136,7 @@ class Lab(Cluster):
         client, node = self.client.name, self.node.name
         pod = self.topology.pods[0].namespace.name
         enter = "ip netns exec"
+        table = "raw" if self.state.data_path is DataPath.CTNETLINK else "mangle"
         return [
             ("a connection", f"{enter} {client} curl -si http://{WEB.address}/"),
             ("over IPv6", f"{enter} {client} curl -s 'http://[{WEB6.address}]/'"),
@@ -134,20 +145,22 @@ class Lab(Cluster):
             ("a DNS query", f"{enter} {client} dig +short @{DNS.address} {WHOAMI} TXT"),
             ("the connections", f"{enter} {node} conntrack -L --orig-dst {WEB.address}"),
             ("the proxy", f"{enter} {node} {program} status"),
-            ("what is queued", f"{enter} {node} iptables -t raw -nvxL"),
+            ("what is queued", f"{enter} {node} iptables -t {table} -nvxL NFQPROXY-QUEUE"),
             ("change weights", f"edit {self.manifest_file}; the proxy follows it"),
             ("its log", f"tail {self.proxy_log}"),
         ]
 
 
-_OBSERVER = """
+def _observer() -> str:
+    undecided = f"meta mark & {MarkMask().numbers:#x} == 0 counter name undecided"
+    return f"""
 table ip lab-observer {{
     counter undecided-tcp {{ }}
     counter undecided-udp {{ }}
     chain prerouting {{
         type nat hook prerouting priority -150; policy accept;
-        ip daddr {web.address} tcp dport {web.port} counter name undecided-tcp
-        ip daddr {dns.address} udp dport {dns.port} counter name undecided-udp
+        ip daddr {WEB.address} tcp dport {WEB.port} {undecided}-tcp
+        ip daddr {DNS.address} udp dport {DNS.port} {undecided}-udp
     }}
 }}
 """

@@ -17,6 +17,7 @@ from nfqproxy.kernel.affinity_file import remove_stored, store_path
 from nfqproxy.kernel.netns import Namespace, remove_namespaces
 from nfqproxy.kernel.processes import ProcessRef, stop_processes, uninterrupted
 from nfqproxy.lab.topology import Topology, TopologySpec
+from nfqproxy.model import DataPath
 
 __all__ = [
     "FIRST_UDP_PORT",
@@ -54,6 +55,8 @@ class LabState(Struct, frozen=True, kw_only=True):
     """First UDP source port that no run has used yet."""
     far_pods: int = 0
     """Of a second node without a proxy; 0: there is none."""
+    data_path: DataPath = DataPath.CTNETLINK
+    """How decisions of the proxy's workers reach the kernel."""
 
     @property
     def folder(self) -> Path:

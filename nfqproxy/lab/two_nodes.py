@@ -18,6 +18,7 @@ from nfqproxy.lab.cluster import Cluster, Step
 from nfqproxy.lab.objects import Object, node_object, service_cidr, to_yaml
 from nfqproxy.lab.state import LabState
 from nfqproxy.lab.topology import Client, Node, Pod
+from nfqproxy.model import DataPath
 
 __all__ = ["CROWD", "TwoNodes"]
 
@@ -33,7 +34,9 @@ class TwoNodes(Cluster):
     frontends = 0  # Services come with the steps
 
     @classmethod
-    def plan(cls, name: str, *, workers: int, reader: str) -> "TwoNodes":
+    def plan(
+        cls, name: str, *, workers: int, reader: str, data_path: DataPath | None
+    ) -> "TwoNodes":
         """A lab that is not built yet."""
         return cls(
             LabState(
@@ -45,6 +48,7 @@ class TwoNodes(Cluster):
                 weights=(),
                 workers=workers,
                 reader=reader,
+                data_path=data_path or DataPath.CTNETLINK,
                 owner=ProcessRef.of(os.getpid()),
             )
         )

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from nfqproxy.lab.jobs import Progress, TargetReport
 from nfqproxy.lab.result import LabResult
+from nfqproxy.model import DataPath
 
 __all__ = ["Screen", "new_table", "show_commands", "show_result", "verdict_word"]
 
@@ -86,11 +87,13 @@ class Screen:
 def show_result(result: LabResult, console: Console) -> None:
     """The tables and the verdict."""
     workers = "worker" if result.workers == 1 else "workers"
+    is_default = result.data_path == DataPath.CTNETLINK
+    data_path = "" if is_default else f", data path {result.data_path}"
     console.print()
     console.print(
         f"client -> node (nfqproxy: {result.workers} {workers}, reader {result.reader})"
         f" -> {len(result.weights)} backends\nLinux {result.kernel}, {result.cpus} cpus,"
-        f" weights {':'.join(map(str, result.weights))}, seed {result.seed}",
+        f" weights {':'.join(map(str, result.weights))}, seed {result.seed}{data_path}",
         soft_wrap=True,
     )
     console.print()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from nfqproxy.core.affinity import AffinityRecord, ServiceKey
+from nfqproxy.core.affinity import AffinityRecord, Identity, ServiceKey
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,16 @@ class AffinityStore:
         return tuple(self._records.values())
 
     def add(self, records: Iterable[AffinityRecord], now_s: float) -> None:
-        """Take records of a worker, durable (for process deaths) when this returns."""
+        """Take records of a worker, durable (for process deaths) when this returns.
+
+        One that another worker's has overtaken on the way is left out, as by the workers.
+        """
         frames = []
         for record in records:
-            self._records[record.service, record.client] = record
-            frames.append(_frame(record))
+            known = self._records.get((record.service, record.client))
+            if known is None or _age(known) < _age(record):
+                self._records[record.service, record.client] = record
+                frames.append(_frame(record))
         self._appended += len(frames)
         is_stale = self._appended > _COMPACT_AT_LEAST + _COMPACT_FACTOR * len(self._records)
         if is_stale or (self._file is None and not self._has_failed):
@@ -115,6 +120,11 @@ class AffinityStore:
         log.warning("%s: %s; affinity will not outlive a restart", self._path, error)
         self._has_failed = True
         self.close()
+
+
+def _age(record: AffinityRecord) -> tuple[float, Identity]:
+    """What says which of two records of a client counts, as in ``Affinity.put``."""
+    return record.last_s, (record.address, record.port)
 
 
 def _frame(record: AffinityRecord) -> bytes:

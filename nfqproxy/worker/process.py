@@ -104,6 +104,7 @@ class Worker:
             interfaces=self._links,
             masquerade_source=self._routes.masquerade_source,
             mask=mask,
+            shared_seed=configure.shared_seed,
         )
         self._engine = Engine(reader, self._dataplane, self._conntrack, self._data_path(mask))
         self._is_open = False

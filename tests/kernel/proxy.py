@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -235,6 +236,32 @@ class Proxy:
         pid = self.worker_pids()[0]
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    def waiting(self) -> dict[int, int]:
+        """Packets that wait for a verdict, by queue."""
+        found = self.namespace.call(queue_statistics)
+        return {number: queue.waiting for number, queue in sorted(found.items())}
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Inside the block the workers do not run: what is queued waits together."""
+        workers = self.worker_pids()
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in workers:
+                os.kill(pid, signal.SIGCONT)
+
+    def wait_replaced(self, killed: int) -> None:
+        """Wait until every worker decides, none of them the killed one."""
+        wait_until(
+            lambda: all(
+                worker["ready"] and worker["pid"] != killed for worker in self.status()["workers"]
+            ),
+            "a new worker is ready",
+        )
 
     def lose_workers(self) -> None:
         """SIGKILL all workers and let none come back; the supervisor goes on following the manifest."""

@@ -84,14 +84,7 @@ def test_200_clients_stay_over_restarts_of_every_process(crowd: Crowd, data_path
         # All frontends of the port share the state: the node port too, whichever worker it meets.
         assert crowd.ask_all(crowd.topology.node.address4, 30080) == first
         for _ in range(2):
-            killed = proxy.kill_worker()
-            wait_until(
-                lambda killed=killed: all(
-                    worker["ready"] and worker["pid"] != killed
-                    for worker in proxy.status()["workers"]
-                ),
-                "a new worker is ready",
-            )
+            proxy.wait_replaced(proxy.kill_worker())
         assert crowd.ask_all() == first
         proxy.stop()
         proxy.start()
@@ -102,9 +95,10 @@ def test_200_clients_stay_over_restarts_of_every_process(crowd: Crowd, data_path
         assert proxy.status()["affinity_records"] == len(CLIENTS)
 
 
-def test_ports_have_records_of_their_own(crowd: Crowd) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_ports_have_records_of_their_own(crowd: Crowd, data_path: str) -> None:
     """TCP 80, TCP 81 and UDP 53 of one Service: three records, drawn independently."""
-    with Proxy(crowd.node, sticky(crowd.pods), "--seed", "3") as proxy:
+    with Proxy(crowd.node, sticky(crowd.pods), "--seed", "3", data_path=data_path) as proxy:
         answers = [
             (crowd.ask(client), crowd.ask(client, port=81), crowd.ask(client, port=53, udp=True))
             for client in CLIENTS[:40]
@@ -118,9 +112,10 @@ def test_ports_have_records_of_their_own(crowd: Crowd) -> None:
         assert proxy.status()["affinity_records"] == 120
 
 
-def test_the_time_out_is_honoured(crowd: Crowd) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_the_time_out_is_honoured(crowd: Crowd, data_path: str) -> None:
     """After a second without a new connection clients are drawn anew; before, they are not."""
-    with Proxy(crowd.node, sticky(crowd.pods, timeout_s=1), "--seed", "5"):
+    with Proxy(crowd.node, sticky(crowd.pods, timeout_s=1), "--seed", "5", data_path=data_path):
         clients = CLIENTS[:30]
         first = {client: crowd.ask(client) for client in clients}
         time.sleep(1.1)

@@ -1,7 +1,8 @@
 """Real servers and clients through the proxy: nginx and curl, dnsmasq and dig; thousands of connections.
 
-Weights 5:3:2 are checked by chi-square with fixed seeds; a bulk transfer shows that one packet of a
-connection, and no invalid one, is all that userspace and conntrack ever see.
+Weights 5:3:2 are checked by chi-square, with fixed seeds where these decide (by marks it is the flows, which are
+others each time); a bulk transfer shows that one packet of a connection, and no invalid one, is all that userspace
+and conntrack ever see.
 """
 
 import re
@@ -111,7 +112,7 @@ def test_tcp_weights_are_kept_and_one_packet_is_seen(cluster: Cluster, family: s
     target = Target("web", WEB[family], 80)
     part = cluster.load(TcpJob(targets=(target,), connections=2000))
     assert sum(spread(part)) == 2000
-    assert chi_square(spread(part), WEIGHTS).p_value > 1e-4
+    assert chi_square(spread(part), WEIGHTS).p_value > 1e-6
     assert part.clients == {"192.0.2.1" if family == "4" else "2001:db8:2::1": 2000}
 
 
@@ -124,7 +125,7 @@ def test_dns_weights_are_kept_and_one_packet_per_flow_is_seen(
     part = cluster.load(DnsJob(targets=(target,), queries=2000, concurrency=4))
     assert sum(spread(part)) == 2000
     assert part.flows > 1500
-    assert chi_square(spread(part), WEIGHTS).p_value > 1e-4
+    assert chi_square(spread(part), WEIGHTS).p_value > 1e-6
 
 
 def test_curl_by_cluster_ip_and_node_port(cluster: Cluster) -> None:

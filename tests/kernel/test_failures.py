@@ -2,14 +2,18 @@
 
 What serves meanwhile is the kernel's fallback; KERNEL facts: a queue without reader drops, a full queue
 drops, unless told otherwise. These tests hold that we have told otherwise.
+
+On both data paths, but for two: that a worker which hangs is replaced is seen by the supervisor's pings alone, and
+stopping under load is, by marks, the start after a kill (here) and another number of workers (test_workers.py).
 """
 
+import itertools
 import os
 import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -44,11 +48,15 @@ def running(built: Topology, *flags: str, **options: object) -> Iterator[Proxy]:
 
 
 class Load(threading.Thread):
-    """Connects one after the other from a namespace until told to stop; collects failures."""
+    """Connects one after the other from a namespace until told to stop; collects failures.
 
-    def __init__(self, namespace: Namespace) -> None:
+    From each of ``sources`` in turn; the empty one is the namespace's own address.
+    """
+
+    def __init__(self, namespace: Namespace, sources: Sequence[str] = ("",)) -> None:
         super().__init__(name="load")
         self._namespace = namespace
+        self._sources = itertools.cycle([(source, 0) for source in sources])
         self._done = threading.Event()
         self.failures: list[str] = []
         self.answers: Counter[str] = Counter()
@@ -59,7 +67,9 @@ class Load(threading.Thread):
     def _connect(self) -> None:
         while not self._done.is_set():
             try:
-                with socket.create_connection((WEB_VIP4, 80), timeout=5) as sock:
+                with socket.create_connection(
+                    (WEB_VIP4, 80), timeout=5, source_address=next(self._sources)
+                ) as sock:
                     self.answers[sock.recv(100).split()[0].decode()] += 1
             except OSError as error:
                 self.failures.append(str(error))
@@ -77,8 +87,8 @@ class Load(threading.Thread):
 
 
 @contextmanager
-def load(namespace: Namespace) -> Iterator[Load]:
-    thread = Load(namespace)
+def load(namespace: Namespace, sources: Sequence[str] = ("",)) -> Iterator[Load]:
+    thread = Load(namespace, sources)
     thread.start()
     try:
         yield thread
@@ -107,13 +117,7 @@ def test_a_killed_worker_loses_no_connection(
                     flood.reach(300)
                     killed = proxy.kill_worker()
                     flood.reach(300)
-                    wait_until(
-                        lambda killed=killed: (
-                            (worker := proxy.status()["workers"][0])["ready"]
-                            and worker["pid"] != killed
-                        ),
-                        "a new worker is ready",
-                    )
+                    proxy.wait_replaced(killed)
                 flood.reach(100)
             assert echo(held, b"still here") == b"still here"
         decided = proxy.packets()

@@ -21,7 +21,7 @@ from nfqproxy.lab.topology import Pod, Topology, topology
 from nfqproxy.model import FrontendKey, Protocol
 from tests.kernel.manifests import Manifest, Port, service
 from tests.kernel.probes import SILENCE, probe
-from tests.kernel.proxy import READERS, Proxy, wait_until
+from tests.kernel.proxy import RUNS, Proxy, wait_until
 from tests.kernel.responder import Responder
 from tests.kernel.world import NODE4, NODE6
 from tests.kernel.world import addresses as endpoints_of
@@ -90,8 +90,9 @@ def services(built: Topology) -> list[Manifest]:
     ]
 
 
-def serving(built: Topology, directory: Path, detector: str, reader: str) -> Proxy:
+def serving(built: Topology, directory: Path, detector: str, run: tuple[str, str]) -> Proxy:
     mode, local = _DETECTORS[detector]
+    reader, data_path = run
     config = directory / "config.yaml"
     config.write_text(_CONFIG.format(mode=mode, local=local))
     return Proxy(
@@ -99,6 +100,7 @@ def serving(built: Topology, directory: Path, detector: str, reader: str) -> Pro
         services(built),
         *("--config", str(config)),
         reader=reader,
+        data_path=data_path,
         cluster_cidr="",
     )
 
@@ -168,14 +170,14 @@ def expected(built: Topology, pods: set[str]) -> dict[tuple[str, int, str, Proto
     return found
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("detector", list(_DETECTORS))
 def test_worker_and_fallback_tell_pods_by_their_interface(
-    built: Topology, tmp_path: Path, detector: str, reader: str
+    built: Topology, tmp_path: Path, detector: str, run: tuple[str, str]
 ) -> None:
     # The bridge's port is called pod13, but what arrives by it arrives by the bridge: as iptables' -i.
     right = expected(built, {"bridge"} if detector == "bridge" else {"veth"})
-    with serving(built, tmp_path, detector, reader) as proxy:
+    with serving(built, tmp_path, detector, run) as proxy:
         assert experience(built) == right
         # All of it was the worker's doing; a TCP client may have sent its SYN again.
         assert proxy.packets() >= 25 * 15
@@ -184,9 +186,9 @@ def test_worker_and_fallback_tell_pods_by_their_interface(
         assert experience(built) == right
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("run", RUNS)
 def test_with_br_netfilter_the_bridge_is_still_the_interface(
-    built: Topology, tmp_path: Path, reader: str
+    built: Topology, tmp_path: Path, run: tuple[str, str]
 ) -> None:
     """Then the port is told as well, as NFQA_IFINDEX_PHYSINDEV, and the layout of messages differs."""
     node, pod = built.node.namespace, built.pods_of("n1")[2]
@@ -194,7 +196,7 @@ def test_with_br_netfilter_the_bridge_is_still_the_interface(
     if not node.call(lambda: Path("/proc/sys", switches[0]).exists()):
         pytest.skip("this kernel has no br_netfilter")
     before = {switch: node.read_sysctl(switch) for switch in switches}
-    with serving(built, tmp_path, "bridge", reader) as proxy:
+    with serving(built, tmp_path, "bridge", run) as proxy:
         node.sysctl(dict.fromkeys(switches, 1))
         try:
             for address in (NODE4, NODE6):
@@ -231,15 +233,15 @@ def _replace_link(node: Namespace, pod: Pod, old: str, new: str, index: int) -> 
     )
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("run", RUNS)
 def test_an_interface_index_that_is_given_out_again_takes_its_new_name(
-    built: Topology, tmp_path: Path, reader: str
+    built: Topology, tmp_path: Path, run: tuple[str, str]
 ) -> None:
     """A pod goes, and what comes next under its index is no pod; and the other way round."""
     node, pod = built.node.namespace, built.pods_of("n1")[1]
     index = node.call(lambda: socket.if_nametoindex(pod.host_device))
     there = built.pods_of("n2")[0].name
-    with serving(built, tmp_path, "prefix", reader) as proxy:
+    with serving(built, tmp_path, "prefix", run) as proxy:
         name = pod.host_device
         for fresh in (None, "uplink12", pod.host_device):
             if fresh:

@@ -3,8 +3,9 @@
 Twin clusters (twins.py) hold the Services of ../shared/data/services.yaml: one runs the real nfqproxy, one has the
 rules that kube-proxy v1.30 wrote for them in iptables mode, one those of its nftables mode. Every destination is
 asked by every kind of client (twin_cases.py), and what differs must be in kube_proxy_differences.py. All of it
-happens in one fixture, so that the proxy starts twice in the module: with its defaults, and configured to do
-as the iptables mode does.
+happens in one fixture, so that the proxy starts three times in the module: with its defaults, with the data path
+``mark``, and configured to do as the iptables mode does. The fallback and the refusals are the same rules on both
+data paths; without a worker they are asked once.
 """
 
 import json
@@ -66,11 +67,12 @@ class Stage(StrEnum):
     NFTABLES = "kube-proxy, nftables"
     WORKER = "nfqproxy"
     FALLBACK = "nfqproxy, killed"
+    MARKED = "nfqproxy by marks"
     AS_IPTABLES = "nfqproxy as iptables"
     AS_IPTABLES_FALLBACK = "nfqproxy as iptables, killed"
 
 
-OURS = (Stage.WORKER, Stage.FALLBACK, Stage.AS_IPTABLES, Stage.AS_IPTABLES_FALLBACK)
+OURS = (Stage.WORKER, Stage.FALLBACK, Stage.MARKED, Stage.AS_IPTABLES, Stage.AS_IPTABLES_FALLBACK)
 Explained = dict[Case, dict[str, Any]]
 
 
@@ -83,12 +85,12 @@ class Observed:
     """explain by the manifests alone."""
     running: dict[Stage, Explained]
     """explain by the running proxy."""
-    packets: int
-    """Packets that the worker read from its queue in stage WORKER."""
-    counters: dict[str, int]
+    packets: dict[Stage, int]
+    """Packets that the worker read from its queue in stages WORKER and MARKED."""
+    counters: dict[Stage, dict[str, int]]
     """What it counted as out of the ordinary."""
     refusals: dict[Stage, Counter[str]]
-    """What the kernel refused in stages WORKER and FALLBACK, by counter."""
+    """What the kernel refused in stages WORKER, FALLBACK and MARKED, by counter."""
     frontends: frozenset[str]
     """Members of the queue's sets in stage WORKER."""
 
@@ -204,11 +206,19 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
             stages.foresee_silence(offline)
             frontends = members(lab.node)
             stages.observe(Stage.WORKER, lab, proxy)
-            packets, counters = proxy.packets(), proxy.counters()
+            packets = {Stage.WORKER: proxy.packets()}
+            counters = {Stage.WORKER: proxy.counters()}
             refused = {Stage.WORKER: refusals(lab.node)}
             killed(proxy, lab)
             stages.observe(Stage.FALLBACK, lab)
             refused[Stage.FALLBACK] = refusals(lab.node) - refused[Stage.WORKER]
+        with (
+            twin(responder, objects) as lab,
+            Proxy(lab.node, [*objects, SERVICE_CIDR], data_path="mark") as proxy,
+        ):
+            stages.observe(Stage.MARKED, lab, proxy)
+            packets[Stage.MARKED], counters[Stage.MARKED] = proxy.packets(), proxy.counters()
+            refused[Stage.MARKED] = refusals(lab.node)
         for stage, mode in ((Stage.IPTABLES, Mode.IPTABLES), (Stage.NFTABLES, Mode.NFTABLES)):
             with twin(responder, objects) as lab:
                 kube_proxy(mode, lab.node)
@@ -262,8 +272,10 @@ def listed(rows: Iterable[Difference], case: Case, mode: Mode) -> Difference | N
 PAIRS = (
     (Mode.IPTABLES, Stage.WORKER),
     (Mode.IPTABLES, Stage.FALLBACK),
+    (Mode.IPTABLES, Stage.MARKED),
     (Mode.NFTABLES, Stage.WORKER),
     (Mode.NFTABLES, Stage.FALLBACK),
+    (Mode.NFTABLES, Stage.MARKED),
     (Mode.IPTABLES, Stage.AS_IPTABLES),
     (Mode.IPTABLES, Stage.AS_IPTABLES_FALLBACK),
 )
@@ -340,6 +352,7 @@ def test_explain_foretells_what_happens(observed: Observed, stage: Stage) -> Non
     told = {
         Stage.WORKER: observed.running[Stage.WORKER],
         Stage.FALLBACK: observed.offline,
+        Stage.MARKED: observed.running[Stage.MARKED],
         Stage.AS_IPTABLES: observed.running[Stage.AS_IPTABLES],
         Stage.AS_IPTABLES_FALLBACK: observed.running[Stage.AS_IPTABLES],
     }[stage]
@@ -392,20 +405,21 @@ def test_endpoints_share_alike(observed: Observed, stage: Stage) -> None:
         assert p_value > 1e-9, f"{target}: {counts}"
 
 
-def test_the_worker_decided_what_was_served(observed: Observed) -> None:
-    connections = sum(sum(o.draws.values()) for o in observed.outcomes[Stage.WORKER].values())
-    assert connections <= observed.packets
+@pytest.mark.parametrize("stage", [Stage.WORKER, Stage.MARKED])
+def test_the_worker_decided_what_was_served(observed: Observed, stage: Stage) -> None:
+    connections = sum(sum(o.draws.values()) for o in observed.outcomes[stage].values())
+    assert connections <= observed.packets[stage]
     # On a busy machine a SYN may be sent again before its answer is there.
-    assert observed.counters.keys() - {"retransmit"} == WORKERS_COUNTERS.keys()
+    assert observed.counters[stage].keys() - {"retransmit"} == WORKERS_COUNTERS.keys()
 
 
-@pytest.mark.parametrize("stage", [Stage.WORKER, Stage.FALLBACK])
+@pytest.mark.parametrize("stage", [Stage.WORKER, Stage.FALLBACK, Stage.MARKED])
 def test_silence_and_refusals_are_those_of_the_counters(observed: Observed, stage: Stage) -> None:
     """No packet was merely lost: each silent one is in the counter of its reason."""
     counted = observed.refusals[stage].copy()
-    if stage is Stage.WORKER:
+    if stage in observed.counters:
         for name, kernels_name in WORKERS_COUNTERS.items():
-            counted[kernels_name] += observed.counters[name]
+            counted[kernels_name] += observed.counters[stage][name]
     expected: Counter[str] = Counter()
     for case, outcome in observed.outcomes[stage].items():
         if outcome.kind in (Kind.SILENCE, Kind.REFUSED):

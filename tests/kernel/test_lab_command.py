@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from nfqproxy.api import admin
 from nfqproxy.kernel.affinity_file import store_path
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.kernel.processes import ProcessRef
 from nfqproxy.lab import state as states
 from tests.kernel.lab_process import LAB, Running, lab, namespaces
+from tests.kernel.proxy import DATA_PATHS
 
 SMALL = ["--connections", "600", "--queries", "600"]
 
@@ -74,14 +76,27 @@ def test_a_standing_lab(name: str) -> None:
     assert again.returncode == 1
     assert again.stderr.splitlines()[-1].startswith(f"nfqproxy: a lab named {name} stands already")
 
-    for _ in range(2):
-        ran = lab("run", "--name", name, "-o", "json", *SMALL)
+    # The second run has the proxy replaced.
+    for data_path in DATA_PATHS:
+        ran = lab("run", "--name", name, "-o", "json", *SMALL, "--data-path", data_path)
         assert ran.returncode == 0, ran.stderr + ran.stdout
-        backends = json.loads(ran.stdout)["spreads"][0]["backends"]
-        assert [(part["backend"], part["answers"]) for part in backends] == [
+        result = json.loads(ran.stdout)
+        assert result["data_path"] == data_path
+        assert [
+            (part["backend"], part["answers"]) for part in result["spreads"][0]["backends"]
+        ] == [
             ("backend-1", 600),
             ("backend-2", 0),
         ]
+        # By the rule's counters; a SYN may have been sent again.
+        assert all(spread["queued"] >= spread["flows"] > 0 for spread in result["spreads"])
+        kill = result["kill"]
+        assert 0 < kill["fallback_tcp"] < kill["tcp"]["attempts"]
+        assert Namespace(made["node"]).call(lambda: admin.ask("status"))["data_path"] == data_path
+    state = states.load(name)
+    assert state is not None
+    assert len(state.processes) == 5
+    assert all(ref.is_alive() for ref in state.processes)
 
     down = lab("down", "--name", name)
     assert (down.returncode, down.stdout) == (0, f"removed: {name}\n")
@@ -229,6 +244,7 @@ def test_a_missing_program_is_named_with_its_package(tmp_path: Path) -> None:
         (["--weights", "a:b"], "2 to 9 weights"),
         (["--connections", "0"], "--connections"),
         (["--reader", "other"], "--reader"),
+        (["run", "spread", "--data-path", "marks"], "'marks' is not one of 'ctnetlink', 'mark'"),
         (["up", "--name", "../x"], "letters, digits and hyphens"),
     ],
 )

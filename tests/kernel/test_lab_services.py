@@ -13,6 +13,7 @@ from nfqproxy.lab import state as states
 from nfqproxy.lab.services import STEPS
 from nfqproxy.lab.standing import Lab
 from tests.kernel.lab_process import Running, lab, namespaces
+from tests.kernel.proxy import DATA_PATHS
 
 Step = dict[str, Any]
 
@@ -40,13 +41,14 @@ def standing() -> Iterator[Lab]:
         states.remove(name)
 
 
-def test_every_step_passes_beside_a_standing_lab(standing: Lab) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_every_step_passes_beside_a_standing_lab(standing: Lab, data_path: str) -> None:
     before = standing.status()
-    done = lab("run", "services", "-o", "json")
+    done = lab("run", "services", "-o", "json", "--data-path", data_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     result = json.loads(done.stdout)
-    assert result["ok"] is True
+    assert (result["ok"], result["data_path"]) == (True, data_path)
     steps: list[Step] = result["steps"]
     assert [step["title"] for step in steps] == [step.title for step in STEPS]
     assert all(step["ok"] and all(probe["ok"] for probe in probes(step)) for step in steps)

@@ -1,7 +1,8 @@
 """Supervisor and workers over time: restarts, reloads, refusals of the kernel, and what they leave.
 
 That no connection is lost by a death is test_failures.py; here it is whether the proxy comes back to
-its full strength by itself.
+its full strength by itself. No packet is looked at, so one data path will do; what SIGHUP puts back on the
+other is in test_mark_path.py.
 """
 
 import os

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from nfqproxy.kernel.counters import queue_statistics
 from nfqproxy.kernel.netns import Namespace
 from nfqproxy.lab.topology import Topology
 from nfqproxy.model import Family, Protocol
@@ -52,24 +51,6 @@ def web(built: Topology, *pods: int) -> list[Manifest]:
     return service("web", vips=[VIP], ports=PORTS, endpoints=chosen)
 
 
-def waiting(node: Namespace) -> int:
-    """Packets that wait for a verdict."""
-    return node.call(lambda: sum(queue.waiting for queue in queue_statistics().values()))
-
-
-@contextmanager
-def held_up(proxy: Proxy) -> Iterator[None]:
-    """Inside the block the workers do not run: what is queued waits together."""
-    workers = proxy.worker_pids()
-    for pid in workers:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in workers:
-            os.kill(pid, signal.SIGCONT)
-
-
 def test_the_mark_alone_translates(cluster: Topology) -> None:
     """Without the fallback's maps, only a marked packet can come to a backend; without ours, none does."""
     node, client = cluster.node.namespace, cluster.client.namespace
@@ -94,11 +75,7 @@ def test_the_mark_alone_translates(cluster: Topology) -> None:
         node.run("nft", "flush map ip nfqproxy slot-count")
         assert ask_tcp(client, VIP, 80).name.startswith("pod-")
         # A worker that starts anew knows the marks.
-        killed = proxy.kill_worker()
-        wait_until(
-            lambda: (worker := proxy.status()["workers"][0])["ready"] and worker["pid"] != killed,
-            "a new worker is ready",
-        )
+        proxy.wait_replaced(proxy.kill_worker())
         assert ask_tcp(client, VIP, 80).name.startswith("pod-")
         assert proxy.installed() == 1
 
@@ -177,8 +154,8 @@ def test_the_number_of_a_backend_does_not_route(cluster: Topology, origin: str) 
             "rule add fwmark 0x2/0x2 lookup 77",
             "route add default via 192.0.2.253 dev eth0 table 77",
         )
-        assert {ask_tcp(who, VIP, 80).name for _ in range(12)} == {p.name for p in cluster.pods}
-        assert proxy.installed() == 12
+        assert {ask_tcp(who, VIP, 80).name for _ in range(40)} == {p.name for p in cluster.pods}
+        assert proxy.installed() == 40
 
 
 def test_udp_twins_agree_with_two_workers(running: World) -> None:
@@ -192,11 +169,14 @@ def test_udp_twins_agree_with_two_workers(running: World) -> None:
     ]
     before = [worker["packets"] for worker in running.proxy.status()["workers"]]
     try:
-        with held_up(running.proxy):
+        with running.proxy.held_up():
             for number in range(8):
                 for flow in flows:
                     flow.send(b"%d" % number)
-            wait_until(lambda: waiting(running.node) == 8 * len(flows), "all datagrams wait")
+            wait_until(
+                lambda: sum(running.proxy.waiting().values()) == 8 * len(flows),
+                "all datagrams wait",
+            )
         for flow in flows:
             answers = [flow.recv(200) for _ in range(8)]
             assert len({parse(answer).name for answer in answers}) == 1
@@ -211,11 +191,11 @@ def test_udp_twins_agree_with_two_workers(running: World) -> None:
 def test_a_syn_and_its_retransmission_agree(running: World) -> None:
     """Both wait undecided. The connection comes about, and is one."""
     installed = running.proxy.installed()
-    with held_up(running.proxy):
+    with running.proxy.held_up():
         sock = running.client.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.connect_ex((WEB4, 80))
-        wait_until(lambda: waiting(running.node) == 2, "the SYN waits twice")
+        wait_until(lambda: sum(running.proxy.waiting().values()) == 2, "the SYN waits twice")
     with sock:
         sock.setblocking(True)
         sock.settimeout(5)
@@ -288,7 +268,7 @@ def test_numbers_change_hands_without_a_wrong_backend(cluster: Topology) -> None
     with Proxy(node, web(cluster, 0, 1), "--mark-mask", "0x3c00", data_path="mark") as proxy:
         for pods in ((1, 2), (2, 0), (0, 1), (2,), (1,), (0,)) * 2:
             proxy.follow(web(cluster, *pods))
-            names = {ask_tcp(client, VIP, 80).name for _ in range(12)}
+            names = {ask_tcp(client, VIP, 80).name for _ in range(30)}
             assert names == {cluster.pods[index].name for index in pods}
         assert "unmarked" not in proxy.counters()
         elements = node.run("nft", "list", "map", "ip", "nfqproxy", "marked-backends").stdout
@@ -296,7 +276,7 @@ def test_numbers_change_hands_without_a_wrong_backend(cluster: Topology) -> None
         proxy.kill()
         proxy.write(web(cluster, 2, 1))
         proxy.start()
-        assert {ask_tcp(client, VIP, 80).name for _ in range(12)} == {
+        assert {ask_tcp(client, VIP, 80).name for _ in range(30)} == {
             cluster.pods[index].name for index in (2, 1)
         }
 

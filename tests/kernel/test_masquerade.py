@@ -75,7 +75,8 @@ def test_a_server_on_the_node_itself_sees_the_client_as_behind_the_fallback(
     assert by_worker == expected
 
 
-def test_a_backend_that_is_the_frontend() -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_a_backend_that_is_the_frontend(data_path: str) -> None:
     """An ingress in the hosts' network, behind the nodes' addresses as external IPs: nothing to translate."""
     with topology(pods=(1, 1)) as built, Responder() as responder:
         one, two = built.nodes
@@ -116,7 +117,7 @@ def test_a_backend_that_is_the_frontend() -> None:
         asked = [(built.client.namespace, to) for to in addresses[:2]] + [
             (pod, to) for to in addresses
         ]
-        with Proxy(one.namespace, objects + local) as proxy:
+        with Proxy(one.namespace, objects + local, data_path=data_path) as proxy:
             assert ask_local() == {two.name}
             by_worker = set()
             for namespace, to in asked * 4:

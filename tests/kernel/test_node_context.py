@@ -1,4 +1,8 @@
-"""A running proxy follows its node: podCIDR, ServiceCIDRs, zone, addresses; by manifest and by event."""
+"""A running proxy follows its node: podCIDR, ServiceCIDRs, zone, addresses; by manifest and by event.
+
+Both data paths where the worker tells clients apart or node ports come and go. ServiceCIDRs are the kernel's sets
+alone, zones and primary addresses are in the plans before any data path is asked.
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +15,7 @@ from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import FrontendKey, Protocol
 from tests.kernel.manifests import Endpoint, Manifest, Port, service
 from tests.kernel.probes import SILENCE, probe
-from tests.kernel.proxy import Proxy, wait_until
+from tests.kernel.proxy import DATA_PATHS, Proxy, wait_until
 from tests.kernel.responder import Responder
 
 NODE4, NODE6 = "192.0.2.1", "2001:db8:2::1"
@@ -100,15 +104,16 @@ def serves(proxy: Proxy, *addresses: str) -> None:
     )
 
 
+@pytest.mark.parametrize("data_path", DATA_PATHS)
 def test_another_pod_cidr_is_followed_by_workers_and_fallback(
-    built: Topology, tmp_path: Path, ask: Ask
+    built: Topology, tmp_path: Path, ask: Ask, data_path: str
 ) -> None:
     """No plan changes by it: the detector is another, in the worker, the next worker and the fallback."""
     node, pod = built.node.namespace, built.pods[1]
     served = f"{built.pods[2].name} {pod.address4}"
     flags = config(tmp_path, "detectLocalMode: NodeCIDR")
     start = [*elsewhere(built), node_object("10.244.9.0/24")]
-    with Proxy(node, start, *flags, cluster_cidr="") as proxy:
+    with Proxy(node, start, *flags, cluster_cidr="", data_path=data_path) as proxy:
         assert ask(pod.namespace, NODE4) == SILENCE
         proxy.follow([*elsewhere(built), node_object("10.244.1.0/24")])
         assert ask(pod.namespace, NODE4) == served
@@ -158,8 +163,9 @@ def test_the_zone_of_the_node_is_followed(built: Topology, ask: Ask) -> None:
             assert found == {pod.name}
 
 
+@pytest.mark.parametrize("data_path", DATA_PATHS)
 def test_node_ports_follow_the_addresses_of_interfaces(
-    built: Topology, tmp_path: Path, ask: Ask
+    built: Topology, tmp_path: Path, ask: Ask, data_path: str
 ) -> None:
     """Inside nodePortAddresses, by address events alone; and so does who counts as this node."""
     node, client = built.node.namespace, built.client.namespace
@@ -180,7 +186,7 @@ def test_node_ports_follow_the_addresses_of_interfaces(
     here = built.pods[0].name
     flags = config(tmp_path, "nodePortAddresses: [192.0.2.0/24, '2001:db8:2::/64']")
 
-    with Proxy(node, objects, *flags) as proxy:
+    with Proxy(node, objects, *flags, data_path=data_path) as proxy:
         serves(proxy, NODE4, NODE6)
         # Not the node's yet: whoever has this address is from outside.
         client.ip(f"addr add {ADDED4}/32 dev eth0")

@@ -13,7 +13,7 @@ from nfqproxy.lab.servers import server_directory, start_web
 from nfqproxy.lab.topology import Topology, topology
 from nfqproxy.model import Family, Protocol
 from tests.kernel.manifests import Port, service
-from tests.kernel.proxy import RUNS, Proxy, run_cli, wait_until
+from tests.kernel.proxy import DATA_PATHS, RUNS, Proxy, run_cli, wait_until
 from tests.kernel.responder import Connection, Responder, ask_tcp, ask_udp
 from tests.kernel.snapshot import restore_kube_proxy, shared_objects, snapshot
 
@@ -111,13 +111,16 @@ def test_steer_all_decides_everything_and_kube_proxy_takes_over(
         ask_all(cluster, node)
 
 
-def test_without_steer_all_only_labelled_services_are_steered(cluster: Topology) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_without_steer_all_only_labelled_services_are_steered(
+    cluster: Topology, data_path: str
+) -> None:
     node, client = cluster.node.namespace, cluster.client.namespace
     items = shared_objects()
     for item in items:
         if item["kind"] == "Service" and item["metadata"]["name"] == "shop":
             item["metadata"]["labels"] = {"nfqproxy.io/steer": "true"}
-    with Proxy(node, items, mode="overlay") as proxy:
+    with Proxy(node, items, mode="overlay", data_path=data_path) as proxy:
         assert proxy.status()["services"] == 1
         kube = kube_services(node)
         for _ in range(10):
@@ -142,7 +145,8 @@ def test_without_steer_all_only_labelled_services_are_steered(cluster: Topology)
         proxy.stop()
 
 
-def test_weights_apply_to_services_of_kube_proxy(cluster: Topology) -> None:
+@pytest.mark.parametrize("data_path", DATA_PATHS)
+def test_weights_apply_to_services_of_kube_proxy(cluster: Topology, data_path: str) -> None:
     """What an overlay is for: kube-proxy knows no weights."""
     node, client = cluster.node.namespace, cluster.client.namespace
     weighted = service(
@@ -152,7 +156,7 @@ def test_weights_apply_to_services_of_kube_proxy(cluster: Topology) -> None:
         endpoints=["10.244.1.10", "10.244.2.10"],
         weights={"10.244.1.10": 0, "10.244.2.10": 1},
     )
-    with Proxy(node, weighted, "--steer-all", mode="overlay") as proxy:
+    with Proxy(node, weighted, "--steer-all", mode="overlay", data_path=data_path) as proxy:
         assert {ask_tcp(client, WEB, 80).name for _ in range(20)} == {cluster.pods[2].name}
         proxy.stop()
 

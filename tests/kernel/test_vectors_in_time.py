@@ -1,7 +1,7 @@
 """The worked vectors that are about time, 38 to 42, with real flows while the endpoints change.
 
-Each by both families at once, and twice: *alive*, and *killed*, where the workers are lost between the
-first packets and the change. What does not need a worker holds all the same: conntrack carries what is
+Each by both families at once, on both data paths, and twice: *alive*, and *killed*, where the workers are lost
+between the first packets and the change. What does not need a worker holds all the same: conntrack carries what is
 established, the supervisor reconciles, the fallback picks. Only the records of affinity are the workers'.
 """
 
@@ -15,7 +15,7 @@ from nfqproxy.kernel import node_rules
 from nfqproxy.model import Family, FrontendKey, Protocol
 from nfqproxy.wire import ctnetlink
 from tests.kernel.probes import REFUSED, probe
-from tests.kernel.proxy import Proxy, wait_until
+from tests.kernel.proxy import DATA_PATHS, Proxy, wait_until
 from tests.kernel.responder import TIMEOUT_S, Connection, parse
 from tests.kernel.test_reconcile import DRAINING, GONE, READY, Flow, deleted, flows, insert, table
 from tests.kernel.vector_world import VectorWorld, next_port, vector_world
@@ -34,6 +34,11 @@ Conditions = Mapping[str, bool]
 def world() -> Iterator[VectorWorld]:
     with vector_world() as built:
         yield built
+
+
+@pytest.fixture(params=DATA_PATHS)
+def data_path(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(params=["alive", "killed"])
@@ -58,9 +63,9 @@ def with_endpoints(vector: int, *, e1: Conditions | None, e2: Conditions | None)
 
 
 @contextmanager
-def running(world: VectorWorld, first: list[Object]) -> Iterator[Proxy]:
+def running(world: VectorWorld, first: list[Object], data_path: str) -> Iterator[Proxy]:
     try:
-        with Proxy(world.node, first) as proxy:
+        with Proxy(world.node, first, data_path=data_path) as proxy:
             yield proxy
     finally:
         world.node.call(node_rules.cleanup)
@@ -93,10 +98,10 @@ def sweep(world: VectorWorld) -> None:
 
 
 def test_vector_38_affinity_to_an_endpoint_that_is_no_longer_ready(
-    world: VectorWorld, phase: str
+    world: VectorWorld, phase: str, data_path: str
 ) -> None:
     every = tuple(Protocol)
-    with running(world, with_endpoints(38, e1=READY, e2=None)) as proxy:
+    with running(world, with_endpoints(38, e1=READY, e2=None), data_path) as proxy:
         assert new_connections(world, 80, protocols=every) == {"e1"}
         proxy.follow(with_endpoints(38, e1=READY, e2=READY))
         # The record decides; by chance six connections out of six have one of 64.
@@ -115,14 +120,14 @@ def test_vector_38_affinity_to_an_endpoint_that_is_no_longer_ready(
 
 
 def test_vector_39_established_connections_keep_the_endpoint_that_leaves(
-    world: VectorWorld, phase: str
+    world: VectorWorld, phase: str, data_path: str
 ) -> None:
     def hold(family: Family) -> Connection:
         source = (twin(POD, family), next_port())
         return Connection(world.group["pod1"], twin(VIP, family), 80, source=source)
 
     with (
-        running(world, with_endpoints(39, e1=READY, e2=None)) as proxy,
+        running(world, with_endpoints(39, e1=READY, e2=None), data_path) as proxy,
         ExitStack() as stack,
     ):
         held = []
@@ -146,10 +151,10 @@ def test_vector_39_established_connections_keep_the_endpoint_that_leaves(
 
 
 def test_vector_40_a_udp_flow_moves_when_its_endpoint_no_longer_serves(
-    world: VectorWorld, phase: str
+    world: VectorWorld, phase: str, data_path: str
 ) -> None:
     with (
-        running(world, with_endpoints(40, e1=READY, e2=None)) as proxy,
+        running(world, with_endpoints(40, e1=READY, e2=None), data_path) as proxy,
         udp_flows(world) as opened,
     ):
         assert [flow.ask() for flow in opened] == ["e1"] * 2
@@ -170,10 +175,10 @@ def test_vector_40_a_udp_flow_moves_when_its_endpoint_no_longer_serves(
 
 
 def test_vector_41_without_an_endpoint_left_the_udp_flow_stays(
-    world: VectorWorld, phase: str
+    world: VectorWorld, phase: str, data_path: str
 ) -> None:
     with (
-        running(world, with_endpoints(41, e1=READY, e2=None)) as proxy,
+        running(world, with_endpoints(41, e1=READY, e2=None), data_path) as proxy,
         udp_flows(world) as opened,
     ):
         assert [flow.ask() for flow in opened] == ["e1"] * 2
@@ -193,10 +198,10 @@ def test_vector_41_without_an_endpoint_left_the_udp_flow_stays(
 
 
 def test_vector_42_a_udp_flow_that_began_before_the_first_endpoint(
-    world: VectorWorld, phase: str
+    world: VectorWorld, phase: str, data_path: str
 ) -> None:
     with (
-        running(world, with_endpoints(42, e1=GONE, e2=None)) as proxy,
+        running(world, with_endpoints(42, e1=GONE, e2=None), data_path) as proxy,
         udp_flows(world) as refused,
         udp_flows(world) as stale,
     ):

@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from nfqproxy import balancers
+from nfqproxy.core.draws import SharedDraws
+from nfqproxy.core.flow_memory import LIFE_S
 from nfqproxy.core.template import ENTRY_TIMEOUT_S
 from nfqproxy.errors import CodecError
 from nfqproxy.model import ClientClass, FrontendKey, FrontendPlan, Protocol, Verdict
@@ -32,6 +34,17 @@ def may_connect(src: bytes, plan: FrontendPlan) -> bool:
     address = ip_address(src)
     networks = [ip_network(text) for text in plan.allowed_sources]
     return any(address in network for network in networks if network.version == address.version)
+
+
+_FLOW_BYTES = {Protocol.TCP: 8, Protocol.UDP: 4, Protocol.SCTP: 12}
+
+
+def draw_key(headers: packet.PacketHeaders, payload: bytes) -> bytes:
+    """What all workers draw by: addresses, and the bytes behind them that tell a flow."""
+    start = headers.transport_offset
+    return (
+        headers.src + headers.dst + payload[start : start + _FLOW_BYTES[Protocol(headers.protocol)]]
+    )
 
 
 def flow_of(headers: packet.PacketHeaders, payload: bytes) -> tuple[object, ...]:
@@ -65,17 +78,23 @@ def decisions(
     node: Sequence[str],
     pod_interfaces: Sequence[int] = (),
     known: Mapping[tuple[object, ...], Decision] = MappingProxyType({}),
+    period: int | None = None,
 ) -> Iterator[Decision]:
     """In packet order; a packet that is let pass is left out.
 
-    ``known``: flow -> what was decided for it; asked for each packet anew.
+    ``known``: flow -> what was decided for it; asked for each packet anew. ``period``: every flow is drawn by
+    itself, in this period of time.
     """
     rng = Random(seed)
+    draws = SharedDraws(seed)
     pickers = {}
     for key, plan in plans.items():
         for index, candidates in enumerate(plan.candidate_sets):
             balancer = balancers.create(plan.balancer)
-            balancer.update([backend.weight for backend in candidates.backends], rng)
+            balancer.update(
+                [backend.weight for backend in candidates.backends],
+                rng if period is None else draws,
+            )
             pickers[key, index] = balancer
     for packet_id, interface, payload in packets:
         try:
@@ -105,6 +124,8 @@ def decisions(
             continue
         if action.verdict is not Verdict.BACKEND:
             continue
+        if period is not None:
+            draws.about(draw_key(headers, payload), period)
         index = pickers[key, action.candidates].pick()
         if index < 0:
             continue
@@ -166,12 +187,16 @@ def mark(
     seed: int,
     cidrs: Sequence[str],
     node: Sequence[str],
+    now_s: float,
 ) -> tuple[dict[int, int], list[int]]:
     """By ``numbers`` of backends, with the default mask; a flow once decided keeps its mark."""
     known: dict[tuple[object, ...], Decision] = {}
     marks: dict[int, int] = {}
     dropped: list[int] = []
-    for found in decisions(packets, plans, seed=seed, cidrs=cidrs, node=node, known=known):
+    period = int(now_s // LIFE_S)
+    for found in decisions(
+        packets, plans, seed=seed, cidrs=cidrs, node=node, known=known, period=period
+    ):
         if found.backend is None:
             dropped.append(found.packet_id)
             continue

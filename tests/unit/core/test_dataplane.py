@@ -2,6 +2,7 @@
 
 import gc
 import struct
+from collections import Counter
 from ipaddress import ip_address
 from random import Random
 
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 from nfqproxy.core.dataplane import Dataplane, QueuedPacket, Target
 from nfqproxy.core.marks import FrontendMarks
 from nfqproxy.core.sources import SourceClasses
+from nfqproxy.lab.chi_square import chi_square
 from nfqproxy.model import (
     Action,
     Backend,
@@ -22,6 +24,7 @@ from nfqproxy.model import (
     FrontendKey,
     FrontendKind,
     FrontendPlan,
+    MarkMask,
     PodDetector,
     Protocol,
     TrafficPolicy,
@@ -225,10 +228,12 @@ def test_mark_equals_the_reference(
         (2 * index + twin, *packet) for index, packet in enumerate(packets) for twin in range(2)
     ]
     dataplane = Dataplane(
-        rng=Random(seed),
+        rng=Random(),
         classes=classes(),
         interfaces=Names(),
         masquerade_source=masquerade_source,
+        mask=MarkMask(),
+        shared_seed=seed,
     )
     dataplane.upsert(table.values())
     numbers = {
@@ -250,7 +255,9 @@ def test_mark_equals_the_reference(
         )
         for key in table
     )
-    expected = reference.mark(queued, table, numbers, seed=seed, cidrs=CIDRS, node=NODE)
+    expected = reference.mark(
+        queued, table, numbers, seed=seed, cidrs=CIDRS, node=NODE, now_s=1000.0
+    )
     assert dataplane.mark(queued, 1000.0) == expected
 
 
@@ -282,9 +289,16 @@ def syn(sport: int, client: str = "192.0.2.10") -> tuple[int, int, bytes]:
     return sport, 0, ipv4(client, "10.96.0.80", sport, 80, 6)
 
 
-def make(*plans: FrontendPlan) -> Dataplane:
+def make(
+    *plans: FrontendPlan, seed: int = 1, mask: MarkMask | None = None, shared_seed: int = 0
+) -> Dataplane:
     dataplane = Dataplane(
-        rng=Random(1), classes=classes(), interfaces=Names(), masquerade_source=masquerade_source
+        rng=Random(seed),
+        classes=classes(),
+        interfaces=Names(),
+        masquerade_source=masquerade_source,
+        mask=mask,
+        shared_seed=shared_seed,
     )
     dataplane.upsert(plans)
     return dataplane
@@ -506,9 +520,9 @@ def test_any_bytes_are_survived(payload: bytes) -> None:
     assert dropped == []
 
 
-def marking(*plans: FrontendPlan, first: int = 1) -> Dataplane:
+def marking(*plans: FrontendPlan, first: int = 1, seed: int = 1, shared_seed: int = 0) -> Dataplane:
     """A dataplane whose backends are numbered in order."""
-    dataplane = make(*plans)
+    dataplane = make(*plans, seed=seed, mask=MarkMask(), shared_seed=shared_seed)
     dataplane.set_marks(numbered(plan, first) for plan in plans)
     return dataplane
 
@@ -538,6 +552,55 @@ def test_a_retransmission_gets_the_same_mark_and_a_port_used_again_another_pick(
     ]
     marks, _ = dataplane.mark(fresh, 1000.0)
     assert len(set(marks.values())) == 4
+
+
+WEIGHTS = (5, 3, 2)
+
+
+def test_workers_mark_a_flow_alike_and_flows_by_weight() -> None:
+    """Source ports as a client uses them, one after the other."""
+    flows = [
+        (number, 0, ipv4("192.0.2.10", "10.96.0.80", number, 80, 6)) for number in range(1, 5001)
+    ]
+    one, other, stranger = (
+        marking(one_plan(WEIGHTS), seed=seed, shared_seed=shared_seed)
+        for seed, shared_seed in ((1, 7), (2, 7), (1, 8))
+    )
+    marks = [
+        {k: v for part in batches(flows) for k, v in dataplane.mark(part, 1000.0)[0].items()}
+        for dataplane in (one, other, stranger)
+    ]
+    assert marks[0] == marks[1] != marks[2]
+    for found in marks:
+        counts = Counter(found.values())
+        spread = [counts[number | KEEP] for number in (1, 2, 3)]
+        assert 1e-4 < chi_square(spread, WEIGHTS).p_value < 1 - 1e-4
+
+
+def batches(packets: list[QueuedPacket]) -> list[list[QueuedPacket]]:
+    return [packets[start : start + 256] for start in range(0, len(packets), 256)]
+
+
+def test_workers_draw_a_clients_first_backend_alike_and_clients_by_weight() -> None:
+    """Until their records have reached each other; after the time-out anew."""
+    plan = msgspec.structs.replace(one_plan(WEIGHTS), affinity_timeout_s=100)
+    clients = [
+        (number, 0, ipv4(f"198.51.{100 + number // 250}.{number % 250}", "10.96.0.80", 1000, 80, 6))
+        for number in range(1000)
+    ]
+    one, other = (make(plan, seed=seed, shared_seed=7) for seed in (1, 2))
+
+    def backends_at(dataplane: Dataplane, now_s: float) -> dict[bytes, bytes]:
+        for part in batches(clients):
+            dataplane.assemble(part, now_s)
+        return {record.client: record.address for record in dataplane.take_affinity()}
+
+    first = backends_at(one, 1000.0)
+    assert backends_at(other, 1001.0) == first
+    spread = Counter(first.values())
+    assert len(spread) == 3
+    assert chi_square(sorted(spread.values(), reverse=True), WEIGHTS).p_value > 1e-4
+    assert backends_at(make(plan, shared_seed=7), 1101.0) != first
 
 
 def test_a_flow_is_forgotten_after_a_while() -> None:

@@ -112,7 +112,9 @@ def test_explain_must_agree() -> None:
 def test_nothing_seen_is_no_success() -> None:
     """A step without a probe, or a run without a step, has shown nothing."""
     empty = StepResult(number=1, title="x", situations=(Situation(title="y", probes=()),))
-    run = Run(kernel="k", cpus=1, reader="netlink", workers=1, elapsed_s=0.1, steps=())
+    run = Run(
+        kernel="k", cpus=1, reader="netlink", workers=1, data_path="mark", elapsed_s=0.1, steps=()
+    )
     assert not empty.ok
     assert not run.ok
 
@@ -124,7 +126,15 @@ def test_the_document_says_what_is_wrong_at_each_level() -> None:
         StepResult(number=n, title="t", situations=(Situation(title="s", probes=probes),))
         for n, probes in enumerate([(right,), (right, wrong)], 1)
     )
-    run = Run(kernel="k", cpus=1, reader="netlink", workers=1, elapsed_s=0.1, steps=steps)
+    run = Run(
+        kernel="k",
+        cpus=1,
+        reader="netlink",
+        workers=1,
+        data_path="mark",
+        elapsed_s=0.1,
+        steps=steps,
+    )
     document = run.document()
     assert document["ok"] is False
     assert [step["ok"] for step in document["steps"]] == [True, False]

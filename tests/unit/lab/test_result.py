@@ -95,6 +95,7 @@ def result(found: tuple[Check, ...]) -> LabResult:
         kernel="6.18.0",
         cpus=2,
         reader="netlink",
+        data_path="mark",
         workers=1,
         weights=WEIGHTS,
         seed=7,
@@ -176,7 +177,15 @@ def test_the_tables_fit_80_columns() -> None:
     assert all(len(line) <= 80 for line in lines)
     text = output.getvalue()
     assert "…" not in text
-    for word in ("[fd00:10:96::80]:80/tcp", "50.7%", "1.000", "nfqproxy", "0.30 s", "150"):
+    for word in (
+        "[fd00:10:96::80]:80/tcp",
+        "50.7%",
+        "1.000",
+        "nfqproxy",
+        "0.30 s",
+        "150",
+        "data path mark",
+    ):
         assert word in text
     assert (
         lines[-1] == "PASS  3,000 connections spread 5:3:2; 1.000 packets queued each; kill lost 0"

@@ -34,6 +34,19 @@ def test_records_outlive_the_process(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_record_that_comes_late_does_not_win(tmp_path: Path) -> None:
+    """A new worker must hear of what the others hold, whichever of them was quicker to tell."""
+    path = tmp_path / "affinity"
+    first = opened(path, 0)
+    first.add([record(1, 2.0, port=9090)], 2)
+    first.add([record(1, 1.0)], 2)
+    assert first.records() == (record(1, 2.0, port=9090),)
+    second = opened(path, 3)
+    assert second.records() == (record(1, 2.0, port=9090),)
+    first.close()
+    second.close()
+
+
 def test_old_records_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "affinity"
     first = opened(path, 0)
