@@ -6,11 +6,12 @@ Theory of operation. A snapshot of frontend plans is compiled into nested look-u
 
 and every target (one backend of one frontend) carries message templates, made when it is first picked,
 or on the data path ``mark`` the bits of the packet mark that stand for it.
-``_decide`` is one flat loop over rows: packet id, addresses and ports. It deliberately uses no helper
-calls, properties or objects per packet: at some 10 microseconds a connection, of which the kernel takes
-the larger part, each Python call shows. Rows come from ``AlikePackets``, where a whole batch is known
-to be of one kind, or from ``_parse``, which takes anything apart. ``tests/unit/core/reference.py`` holds
-the slow and obvious function of the same meaning, and hypothesis holds them equal.
+``_decide`` is one flat loop over packets. It deliberately uses no helper calls, properties or
+objects per packet: at some 10 microseconds a connection, of which the kernel takes the larger part,
+each Python call shows. ``tests/unit/core/reference.py`` holds the slow and obvious function of the
+same meaning, and hypothesis holds the two equal. ``assemble`` hands it the whole batch where the source
+address tells the class of a client; where the arrival interface does, runs of packets that came in by
+interfaces of pods, or not.
 
 ``assemble`` gives CT_NEW messages, ``mark`` the marks of packets; both by the same loop.
 
@@ -19,12 +20,13 @@ that no new flow may begin with) is accepted all the same, and what stands behin
 fallback and refusals, or kube-proxy) decides.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address
+from itertools import groupby
 from random import Random
 from struct import Struct
 from struct import error as struct_error
+from sys import byteorder
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -33,13 +35,7 @@ from nfqproxy.core import template
 from nfqproxy.core.affinity import Affinity, AffinityRecord, Identity, ServiceKey
 from nfqproxy.core.flow_memory import FLOW_BYTES, FlowMemory
 from nfqproxy.core.marks import FrontendMarks
-from nfqproxy.core.sources import (
-    AllowedSources,
-    Interfaces,
-    PodArrivals,
-    SourceClasses,
-    SourceClassifier,
-)
+from nfqproxy.core.sources import AllowedSources, Interfaces, PodArrivals, SourceClasses
 from nfqproxy.errors import CodecError
 from nfqproxy.model import (
     CandidateSet,
@@ -58,25 +54,8 @@ QueuedPacket = tuple[int, int, bytes]
 The first two are as the reader gives them: its ``answer`` takes the id, its ``arrived_by`` the interface.
 """
 
-Row = tuple[int, bytes, bytes, bytes, bytes]
-"""(packet id, source, destination, source port, destination port), as they stand in the packet."""
-
-
-class AlikePackets(Sequence[QueuedPacket]):
-    """A batch known to be unfragmented packets of one IP version and one protocol, without options or
-    extension headers, each long enough for its flow (core.flow_memory). Good until the next is read.
-    """
-
-    protocol: int
-
-    @abstractmethod
-    def rows(self) -> Iterable[Row]:
-        """One row a packet, in order."""
-
-    @abstractmethod
-    def flows(self) -> dict[int, bytes]:
-        """Packet id -> source, destination and the bytes from the transport header on that tell a flow."""
-
+BATCH_LIMIT = 256
+"""Most packets one ``assemble`` call takes; sequence numbers are prepared for so many."""
 
 # RFC 791 without options: version/IHL, fragment bits, protocol, addresses, then the ports.
 _IPV4_PORTS = Struct("!6xHxB2x4s4s2s2s").unpack_from
@@ -84,10 +63,8 @@ _IPV4_PORTS = Struct("!6xHxB2x4s4s2s2s").unpack_from
 _IPV6_PORTS = Struct("!6xBx16s16s2s2s").unpack_from
 _FRAGMENT_OFFSET = 0x1FFF
 _UDP = Protocol.UDP.value
-_NO_FLOWS: Mapping[int, bytes] = {}
 
-Run = tuple[int, SourceClassifier, Iterable[Row]]
-"""Protocol, what classifies the sources, the packets."""
+_SEQUENCE = tuple((index + 1).to_bytes(4, byteorder) for index in range(BATCH_LIMIT))
 
 
 def _pick_nothing() -> int:
@@ -367,15 +344,15 @@ class Dataplane:
     def assemble(
         self, packets: Sequence[QueuedPacket], now_s: float = 0.0
     ) -> tuple[list[bytes], list[int]]:
-        """Decide a batch; ``now_s`` is the time affinity counts by.
+        """Decide a batch of at most BATCH_LIMIT packets; ``now_s`` is the time affinity counts by.
 
-        Returns the CT_NEW messages in packet order, all with sequence number 0, and the ids of
+        Returns the CT_NEW messages in packet order, the n-th with sequence number n + 1, and the ids of
         packets to drop; every other packet is to be accepted once the messages have been handled.
         """
         entries: list[bytes] = []
         dropped: list[int] = []
-        for protocol, classes, rows in self._runs(packets, None):
-            self._decide(protocol, classes, rows, now_s, entries, dropped, None, _NO_FLOWS)
+        for run, classes in self._runs(packets):
+            self._decide(run, classes, now_s, entries, dropped, None)
         return entries, dropped
 
     def mark(
@@ -388,34 +365,45 @@ class Dataplane:
         """
         marks: dict[int, int] = {}
         dropped: list[int] = []
-        flows: dict[int, bytes] = {}
-        for protocol, classes, rows in self._runs(packets, flows):
-            self._decide(protocol, classes, rows, now_s, [], dropped, marks, flows)
+        for run, classes in self._runs(packets):
+            self._decide(run, classes, now_s, [], dropped, marks)
         return marks, dropped
 
     def _runs(
-        self, packets: Sequence[QueuedPacket], flows: dict[int, bytes] | None
-    ) -> Iterable[Run]:
-        """The batch in parts of one protocol and one way to classify sources; ``flows`` is filled."""
-        if self._arrivals is None:
-            if isinstance(packets, AlikePackets):
-                if flows is not None:
-                    flows.update(packets.flows())
-                return ((packets.protocol, self._by_address, packets.rows()),)
-        else:
-            self._arrivals.refresh()
-        return self._parse(packets, flows)
+        self, packets: Sequence[QueuedPacket]
+    ) -> Iterable[tuple[Iterable[QueuedPacket], Mapping[bytes, ClientClass]]]:
+        """The batch in parts, each with what classifies its sources."""
+        arrivals = self._arrivals
+        if arrivals is None:
+            return ((packets, self._by_address),)
+        arrivals.refresh()
+        return (
+            (run, self._pods if is_pod else self._by_address)
+            for is_pod, run in groupby(packets, lambda queued: arrivals[queued[1]])
+        )
 
-    def _parse(
-        self, packets: Iterable[QueuedPacket], flows: dict[int, bytes] | None
-    ) -> Iterable[Run]:
-        """Rows of packets of any kind; what cannot be read is counted and left out."""
-        tables, arrivals = self._tables, self._arrivals
-        classes = self._by_address
-        runs: list[Run] = []
-        last: tuple[int, SourceClassifier | None] = -1, None
-        rows: list[Row] = []
-        for packet_id, arrival, payload in packets:
+    def _decide(
+        self,
+        packets: Iterable[QueuedPacket],
+        classes: Mapping[bytes, ClientClass],
+        now_s: float,
+        entries: list[bytes],
+        dropped: list[int],
+        marks: dict[int, int] | None,
+    ) -> None:
+        """The flat loop: append the messages that ``packets`` bring about, and the ids to drop.
+
+        With ``marks`` no messages, but the bits of each packet's mark go there.
+        """
+        append = entries.append
+        tables = self._tables
+        if marks is not None:
+            older = self._flows.turn(now_s)
+            recent = self._flows.recent
+            flow_bytes = FLOW_BYTES
+            to_masquerade, to_keep = self._mask.masquerade, self._mask.keep
+        count = len(entries)
+        for packet_id, _arrival, payload in packets:
             try:
                 first = payload[0]
                 if first == 0x45:
@@ -435,51 +423,12 @@ class Dataplane:
                     transport = headers.transport_offset
                     protocol, src, dst = headers.protocol, headers.src, headers.dst
                     sport, dport = headers.src_port.to_bytes(2), headers.dst_port.to_bytes(2)
-            except (struct_error, IndexError, CodecError):
-                self.unparsed += 1
-                continue
-            if protocol not in tables:
-                self.unknown += 1
-                continue
-            if flows is not None:
-                flow_end = transport + FLOW_BYTES[protocol]
-                flows[packet_id] = src + dst + payload[transport:flow_end]
-            if arrivals is not None:
-                classes = self._pods if arrivals[arrival] else self._by_address
-            if protocol != last[0] or classes is not last[1]:
-                last = protocol, classes
-                rows = []
-                runs.append((protocol, classes, rows))
-            rows.append((packet_id, src, dst, sport, dport))
-        return runs
-
-    def _decide(
-        self,
-        protocol: int,
-        classes: SourceClassifier,
-        rows: Iterable[Row],
-        now_s: float,
-        entries: list[bytes],
-        dropped: list[int],
-        marks: dict[int, int] | None,
-        flows: Mapping[int, bytes],
-    ) -> None:
-        """The flat loop: append the messages that ``rows`` bring about, and the ids to drop.
-
-        With ``marks`` no messages, but the bits of each packet's mark go there.
-        """
-        append = entries.append
-        known_classes = classes.known
-        table = self._tables[protocol]
-        if marks is not None:
-            older = self._flows.turn(now_s)
-            recent = self._flows.recent
-            to_masquerade, to_keep = self._mask.masquerade, self._mask.keep
-        for packet_id, src, dst, sport, dport in rows:
-            try:
-                frontend = table[dst + dport]
+                frontend = tables[protocol][dst + dport]
             except KeyError:
                 self.unknown += 1
+                continue
+            except (struct_error, IndexError, CodecError):
+                self.unparsed += 1
                 continue
             # A datagram that may not begin a flow may belong to one that exists, which conntrack tells:
             # what stands behind the queue looks at new connections only.
@@ -488,17 +437,14 @@ class Dataplane:
                     self.source_range_dropped += 1
                     dropped.append(packet_id)
                 continue
-            try:
-                action = frontend.actions[known_classes[src]]
-            except KeyError:
-                action = frontend.actions[classes.classify(src)]
+            action = frontend.actions[classes[src]]
             if action is None:
                 if protocol != _UDP:
                     self.no_local_endpoint_dropped += 1
                     dropped.append(packet_id)
                 continue
             if marks is not None:
-                flow = flows[packet_id]
+                flow = src + dst + payload[transport : transport + flow_bytes[protocol]]
                 known = recent.get(flow) or older(flow)
                 # A backend that has left since then has no mark any more.
                 if known is not None and known[0].mark:
@@ -533,8 +479,9 @@ class Dataplane:
                 made = target.keep or self._template(frontend, target, masquerade=False)
             if made is None:
                 continue
-            pack, a, b, c, d, e = made
-            append(pack(a, src, b, sport, c, src, d, sport, e))
+            pack, a, b, c, d, e, f = made
+            append(pack(a, _SEQUENCE[count], b, src, c, sport, d, src, e, sport, f))
+            count += 1
             target.picks += 1
 
 

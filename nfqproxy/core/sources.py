@@ -2,11 +2,11 @@
 
 Two detectors look at the source address (ClusterCIDR, NodeCIDR), two at the interface a packet came in
 by (BridgeInterface, InterfaceNamePrefix). :class:`SourceClasses` knows all four; what it hands out for
-an interface is one classifier, so that the packet path pays one look-up whatever the detector. For the two
+an interface is a mapping, so that the packet path pays one look-up whatever the detector. For the two
 by interface :class:`PodArrivals` remembers which interfaces are the pods'.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 from typing import Protocol
 
@@ -46,26 +46,22 @@ class AllowedSources(dict[bytes, bool]):
         return found
 
 
-class SourceClassifier:
-    """Packed address -> class.
+class SourceClassifier(dict[bytes, ClientClass]):
+    """Packed address -> class. A dict whose misses are computed, so that a hit costs one look-up.
 
-    ``known`` holds what was asked before, and is a plain dict: its look-up is the fastest there is.
     Bounded: it forgets everything when it has seen 65,536 addresses, which a SYN flood with forged
     sources can bring about, and which costs one slower look-up per address afterwards.
     """
 
     def __init__(self, cluster_cidrs: Iterable[str], node_addresses: Iterable[bytes]) -> None:
-        self.known: dict[bytes, int] = {}
-        """Packed address -> value of its class."""
+        super().__init__()
         self._prefixes = _prefixes(cluster_cidrs)
         self._local = frozenset(node_addresses)
 
-    def classify(self, address: bytes) -> ClientClass:
-        """The class of a packed address, which is in ``known`` from now on."""
-        found = self._classify(address)
-        if len(self.known) >= _MAX_REMEMBERED:
-            self.known.clear()
-        self.known[address] = int(found)
+    def __missing__(self, address: bytes) -> ClientClass:
+        if len(self) >= _MAX_REMEMBERED:
+            self.clear()
+        self[address] = found = self._classify(address)
         return found
 
     def _classify(self, address: bytes) -> ClientClass:
@@ -79,10 +75,8 @@ class SourceClassifier:
         return ClientClass.EXTERNAL
 
 
-class _AllPods(SourceClassifier):
-    """Every address is that of a pod; nothing to remember."""
-
-    def classify(self, address: bytes) -> ClientClass:
+class _AllPods(dict[bytes, ClientClass]):
+    def __missing__(self, address: bytes) -> ClientClass:
         return ClientClass.POD
 
 
@@ -97,9 +91,11 @@ class SourceClasses:
         """What tells pods."""
         self._bridge = detector.bridge_interface
         self._prefix = detector.interface_name_prefix
-        self.by_address = SourceClassifier(detector.cluster_cidrs, node_addresses)
+        self.by_address: Mapping[bytes, ClientClass] = SourceClassifier(
+            detector.cluster_cidrs, node_addresses
+        )
         """Packed address -> class, of packets that came in by no interface of pods."""
-        self.pods: SourceClassifier = _AllPods((), ())
+        self.pods: Mapping[bytes, ClientClass] = _AllPods()
         """The same of the others."""
 
     def is_pod_interface(self, interface: str) -> bool:
@@ -108,7 +104,7 @@ class SourceClasses:
             return interface == self._bridge
         return bool(self._prefix) and interface.startswith(self._prefix)
 
-    def arriving_by(self, interface: str | None) -> SourceClassifier:
+    def arriving_by(self, interface: str | None) -> Mapping[bytes, ClientClass]:
         """Packed source address -> class; ``interface`` None: sent by a process of this node.
 
         As with iptables' ``-i``, what a process sends arrives by no interface.

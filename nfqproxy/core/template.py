@@ -1,10 +1,10 @@
 """CT_NEW messages cut into constant and variable parts.
 
-For one frontend and one backend only two things differ from connection to connection: the client's
-address and the client's port, which stand in both tuples. The sequence number is always 0: a failure is
-answered with the whole request (worker.conntrack). A template is the finished message with these cut out,
-so that a connection costs one ``Struct.pack``. The cuts are found by building the message with the real
-codec twice, so the template cannot disagree with it.
+For one frontend and one backend only three things differ from connection to connection: the netlink
+sequence number, the client's address and the client's port (the last two stand in both tuples). A
+template is the finished message with these cut out, so that a connection costs one ``Struct.pack``.
+The cuts are found by building the message with the real codec twice, so the template cannot disagree
+with it.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ ENTRY_TIMEOUT_S = 10
 
 
 class Template(NamedTuple):
-    """``pack(a, src, b, sport, c, src, d, sport, e)`` is a CT_NEW message.
+    """``pack(a, seq, b, src, c, sport, d, src, e, sport, f)`` is a CT_NEW message.
 
-    ``src`` is a packed address, ``sport`` 2 bytes in network order.
+    ``seq`` are 4 bytes in host order, ``src`` a packed address, ``sport`` 2 bytes in network order.
     """
 
     pack: Callable[..., bytes]
@@ -30,12 +30,13 @@ class Template(NamedTuple):
     c: bytes
     d: bytes
     e: bytes
+    f: bytes
 
 
 @cache
 def _packer(lengths: tuple[int, ...], address_length: int) -> Callable[..., bytes]:
-    a, b, c, d, e = lengths
-    layout = f"={a}s{address_length}s{b}s2s{c}s{address_length}s{d}s2s{e}s"
+    a, b, c, d, e, f = lengths
+    layout = f"={a}s4s{b}s{address_length}s{c}s2s{d}s{address_length}s{e}s2s{f}s"
     return Struct(layout).pack
 
 
@@ -83,13 +84,13 @@ def build(
             if masquerade_source is None
             else ctnetlink.Nat(address=masquerade_source, port=None),
             timeout_s=ENTRY_TIMEOUT_S,
-            seq=0,
+            seq=int.from_bytes(bytes([fill]) * 4),
         )
 
     one = message(0x55)
     runs = _varying(one, message(0xAA))
     sizes = [end - start for start, end in runs]
-    if sizes != [len(vip), 2, len(vip), 2]:
+    if sizes != [4, len(vip), 2, len(vip), 2]:
         raise AssertionError(f"CT_NEW varies in runs of {sizes} bytes, not as the template needs")
     parts = []
     position = 0

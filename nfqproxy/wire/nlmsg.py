@@ -249,15 +249,6 @@ def ack(message: Message) -> Ack:
     return Ack(error, seq, type_, text, offset)
 
 
-def request(message: Message) -> bytes:
-    """The request that an NLMSG_ERROR answers, whole.
-
-    A success, or a socket with NETLINK_CAP_ACK, gives but its header.
-    """
-    (length,) = struct.unpack_from("=I", message.payload, 4)
-    return message.payload[4 : 4 + length]
-
-
 def _error_number(payload: bytes) -> int:
     if len(payload) < 4:
         raise CodecError(

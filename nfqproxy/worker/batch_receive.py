@@ -49,11 +49,10 @@ class BatchReceiver:
 
     def __init__(self, descriptor: int, *, slots: int, slot_bytes: int) -> None:
         self.slot_bytes = slot_bytes
-        self.slots = bytearray(slots * slot_bytes)
-        """One datagram each, from the start of a slot on; what follows it is of older ones."""
         self._descriptor = descriptor
-        self._count = slots
-        base = ctypes.addressof((ctypes.c_char * len(self.slots)).from_buffer(self.slots))
+        self._slots = slots
+        self._buffer = bytearray(slots * slot_bytes)
+        base = ctypes.addressof((ctypes.c_char * len(self._buffer)).from_buffer(self._buffer))
         self._vectors = (_IoVector * slots)()
         self._messages = (_CountedMessage * slots)()
         for index in range(slots):
@@ -63,21 +62,24 @@ class BatchReceiver:
             header.vector = ctypes.pointer(self._vectors[index])
             header.vector_length = 1
         self._address = ctypes.addressof(self._messages)
+        self._view = memoryview(self._buffer)
         size, offset = ctypes.sizeof(_CountedMessage), _CountedMessage.length.offset
         self._length = Struct(f"={offset}xI{size - offset - 4}x")
         self._headers = memoryview(self._messages).cast("B")
 
-    def receive(self) -> int:
-        """Number of datagrams that now stand in ``slots``, from the first on; 0 when none waits.
+    def receive(self) -> tuple[int, bytes]:
+        """(number of datagrams, the slots they fill); (0, b"") when none waits.
 
         OSError with ENOBUFS when datagrams were lost since the last call.
         """
-        count: int = _recvmmsg(self._descriptor, self._address, self._count, _MSG_DONTWAIT, None)
-        if count >= 0:
-            return count
+        count: int = _recvmmsg(self._descriptor, self._address, self._slots, _MSG_DONTWAIT, None)
+        if count > 0:
+            return count, bytes(self._view[: count * self.slot_bytes])
+        if count == 0:
+            return 0, b""
         code = ctypes.get_errno()
         if code in (errno.EAGAIN, errno.EINTR):
-            return 0
+            return 0, b""
         raise OSError(code, os.strerror(code))
 
     def length(self, index: int) -> int:

@@ -1,8 +1,7 @@
 """The worker's ctnetlink socket: creates entries in batches, looks at and replaces single ones.
 
 Netlink requests are carried out inside ``send``: when it returns, the entries exist and the answers for
-those that do not are waiting to be read (KERNEL 3). Without NETLINK_CAP_ACK a failure repeats the whole
-request, so that entries need no numbers to be told apart by.
+those that do not are waiting to be read (KERNEL 3).
 """
 
 import errno
@@ -15,8 +14,8 @@ from nfqproxy.wire import ctnetlink, nlmsg
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER_BYTES = 4 << 20
 _ANSWER_BYTES = 65536
-# Sequence number of single requests; entries are made with another one, 0.
-_SINGLE = 1
+# Sequence numbers of single requests; those of batches stay below (core.dataplane.BATCH_LIMIT).
+_SINGLE = 1 << 16
 
 
 class ConntrackSocket:
@@ -28,6 +27,7 @@ class ConntrackSocket:
         )
         self._socket.bind((0, 0))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+        self._socket.setsockopt(nlmsg.SOL_NETLINK, nlmsg.NETLINK_CAP_ACK, 1)
         self._socket.setblocking(False)
         self._receive = self._socket.recv
         self._send = self._socket.send
@@ -37,10 +37,10 @@ class ConntrackSocket:
         """Close the socket."""
         self._socket.close()
 
-    def create(self, entries: Sequence[bytes]) -> list[tuple[bytes, int]]:
-        """Carry out CT_NEW messages without NLM_F_ACK; returns (message, errno) of those that failed."""
+    def create(self, entries: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Carry out CT_NEW messages without NLM_F_ACK; returns (sequence number, errno) of failures."""
         self._send(b"".join(entries))
-        return [(nlmsg.request(answer), code) for answer, code in self._failures()]
+        return self._failures()
 
     def _answers(self) -> Iterator[nlmsg.Message]:
         """All messages that wait; answers lost to a full buffer are counted."""
@@ -56,13 +56,9 @@ class ConntrackSocket:
                 continue
             yield from nlmsg.messages(data)
 
-    def _failures(self) -> list[tuple[nlmsg.Message, int]]:
-        answers = [
-            (each, nlmsg.ack(each).errno)
-            for each in self._answers()
-            if each.type == nlmsg.NLMSG_ERROR
-        ]
-        return [(answer, code) for answer, code in answers if code]
+    def _failures(self) -> list[tuple[int, int]]:
+        acks = [nlmsg.ack(each) for each in self._answers() if each.type == nlmsg.NLMSG_ERROR]
+        return [(ack.seq, ack.errno) for ack in acks if ack.errno]
 
     def find(self, original: ctnetlink.Tuple) -> ctnetlink.Entry | None:
         """The entry of an original tuple, None when there is none. KernelError for anything else."""
@@ -82,7 +78,7 @@ class ConntrackSocket:
     def delete(self, existing: ctnetlink.Entry) -> None:
         """Delete ``existing``, that one and not one that took its place; fine if it has gone."""
         self._send(self._deletion(existing))
-        for _answer, code in self._failures():
+        for _sequence, code in self._failures():
             if code != errno.ENOENT:
                 raise KernelError("delete a conntrack entry", code)
 
@@ -98,4 +94,4 @@ class ConntrackSocket:
         Returns the errno of the creation, 0 when the new entry stands.
         """
         self._send(self._deletion(existing) + entry)
-        return next((code for answer, code in self._failures() if answer.seq != _SINGLE), 0)
+        return next((code for seq, code in self._failures() if seq != _SINGLE), 0)

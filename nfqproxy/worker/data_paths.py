@@ -62,8 +62,8 @@ class CtnetlinkPath(DataPath):
         if entries:
             failures = self._conntrack.create(entries)
             self.installed += len(entries) - len(failures)
-            for entry, code in failures:
-                self._mend(entry, code)
+            for sequence, code in failures:
+                self._mend(entries[sequence - 1], code)
 
     def _mend(self, entry: bytes, code: int) -> None:
         """Handle a CT_NEW that failed."""
@@ -91,7 +91,7 @@ class CtnetlinkPath(DataPath):
             else:
                 self.installed += 1
 
-    def _settle(self, failures: Sequence[tuple[bytes, int]], name: str) -> None:
+    def _settle(self, failures: Sequence[tuple[int, int]], name: str) -> None:
         self.events[f"{name}_failed" if failures else name] += 1
         if not failures:
             self.installed += 1

@@ -30,9 +30,8 @@ from nfqproxy.worker.readers import QueueReader, open_reader
 
 log = logging.getLogger(__name__)
 
-_TIDY_PINGS = 60
-"""Affinity records and the interpreter's garbage are looked through after so many pings, about once a minute.
-"""
+_EXPIRE_PINGS = 60
+"""Affinity records are looked through after so many pings, about once a minute."""
 
 
 def run(channel_fd: int) -> int:
@@ -121,8 +120,6 @@ class Worker:
     async def serve(self, stream: asyncio.StreamReader) -> None:
         """Serve until Stop, or until the supervisor has gone."""
         loop = asyncio.get_running_loop()
-        # The packet path makes no reference cycles: the collector would only look for them.
-        gc.disable()
         loop.add_reader(self._routes.fileno(), self._on_routes)
         loop.add_reader(self._reader.fileno(), self._on_queue)
         while True:
@@ -137,9 +134,8 @@ class Worker:
                 case channel.Affinities():
                     self._dataplane.put_affinity(message.records)
                 case channel.Ping():
-                    if message.number % _TIDY_PINGS == 0:
+                    if message.number % _EXPIRE_PINGS == 0:
                         self._dataplane.expire_affinity(time.clock_gettime(time.CLOCK_BOOTTIME))
-                        gc.collect()
                     self._send(self._stats(message.number))
                 case channel.Stop():
                     return

@@ -19,12 +19,21 @@ from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel.queue_socket import QUEUE_TABLE, QueueSocket
 from nfqproxy.wire import nfqueue, nlmsg
 from nfqproxy.worker.batch_receive import BatchReceiver
-from nfqproxy.worker.queue_messages import SLOT_BYTES, QueueMessages, arrived_by
 
-BATCH = 256
+BATCH = 64
 """Packets taken off the queue before they are decided together."""
 COPY_RANGE = 128
 """Bytes of each packet that the kernel hands over: headers with IPv6 extension headers fit."""
+_SLOT_BYTES = 512
+"""Room for one message: the copied bytes and every attribute the kernel sends beside them."""
+
+
+_MAX_LAYOUTS = 8
+"""Layouts of messages that are remembered: forwarded or from the node, with a mark or without, ..."""
+
+_Layout = tuple[Callable[..., tuple[int, ...]], tuple[int, ...], int, int]
+"""unpack_from of everything up to the payload, the attribute headers it must find, payload offset, offset
+of NFQA_MARK's value (0: there is none)."""
 
 
 class Answer:
@@ -81,15 +90,26 @@ class NetlinkReader:
     """The project's own reader: recvmmsg(2) in, one verdict message for a batch out.
 
     Packet ids are left in network order, as they came: all but the last of a batch are never looked at.
+    ``arrival`` is likewise the whole second attribute, header and value, as one number: in raw PREROUTING
+    that is NFQA_IFINDEX_INDEV and in raw OUTPUT NFQA_IFINDEX_OUTDEV, always and first of all that follow
+    NFQA_PACKET_HDR (nfqnl_build_packet_message; wire.nfqueue lists them).
     """
+
+    # nlmsghdr length, type; packet id; arrival.
+    _FIRST = "=IH18xI4xQ"
+    _ATTRIBUTE = Struct("=HH").unpack_from
+    _WORD = Struct("=I").unpack_from
+    _FIRST_END = 40
 
     def __init__(self, queue: int) -> None:
         self.queue_socket = QueueSocket.bind(queue, COPY_RANGE)
         self.overruns = 0
         self.verdict_errors = 0
-        self._receiver = BatchReceiver(self.fileno(), slots=BATCH, slot_bytes=SLOT_BYTES)
-        self._messages = QueueMessages(self._receiver)
+        self._receiver = BatchReceiver(self.fileno(), slots=BATCH, slot_bytes=_SLOT_BYTES)
         self._send = self.queue_socket.handle.send
+        self._layouts: list[_Layout] = []
+        self._layout = self._learn_layout(())
+        self._marks: dict[int, int] = {}
         # One message accepts everything up to an id: all before the id is constant.
         self._accept_up_to = nfqueue.verdict_batch(queue, 0, nfqueue.NF_ACCEPT)[:-4]
         # The same for one packet with a mark: the id, an attribute header, the mark.
@@ -108,28 +128,114 @@ class NetlinkReader:
 
     def arrived_by(self, arrival: int) -> int:
         """See QueueReader."""
-        return arrived_by(arrival)
+        attribute = arrival.to_bytes(8, byteorder)
+        is_indev = self._ATTRIBUTE(attribute) == (8, nfqueue.NFQA_IFINDEX_INDEV)
+        return int.from_bytes(attribute[4:]) if is_indev else 0
 
-    def read(self) -> Sequence[QueuedPacket]:
+    def _learn_layout(self, headers: tuple[int, ...]) -> _Layout:
+        """Remember the attributes between the arrival and NFQA_PAYLOAD, as header words.
+
+        They are the same for nearly all packets of a hook and a kind of sender, so that one unpack checks
+        them all and finds the payload, where a walk from attribute to attribute would cost more than the
+        decision.
+        """
+        layout = self._FIRST
+        offset = self._FIRST_END
+        mark_at = 0
+        for word in headers:
+            length, kind = Struct("=HH").unpack(Struct("=I").pack(word))
+            if kind == nfqueue.NFQA_MARK:
+                mark_at = offset + 4
+            padded = (length + 3) & ~3
+            layout += f"I{padded - 4}x"
+            offset += padded
+        layout += "2xH"
+        expected = (*headers, nfqueue.NFQA_PAYLOAD)
+        learnt = Struct(layout).unpack_from, expected, offset + 4, mark_at
+        self._layouts = [learnt, *self._layouts[: _MAX_LAYOUTS - 1]]
+        return learnt
+
+    def _decode(self, slots: bytes, start: int, index: int) -> QueuedPacket | None:
+        """Read a message that has not the layout of the one before; its own is tried first next time."""
+        for layout in self._layouts:
+            unpack, expected, payload_at, mark_at = layout
+            fields = unpack(slots, start)
+            if (
+                fields[4:] == expected
+                and fields[1] == nfqueue.MSG_PACKET
+                and fields[0] <= _SLOT_BYTES
+            ):
+                self._layout = layout
+                if mark_at:
+                    self._marks[fields[2]] = int.from_bytes(
+                        slots[start + mark_at : start + mark_at + 4]
+                    )
+                return fields[2], fields[3], slots[start + payload_at : start + fields[0]]
+        data = slots[start : start + self._receiver.length(index)]
+        walked = self._walk(data)
+        if walked is None:
+            self._count_errors(data)
+        return walked
+
+    def _walk(self, data: bytes) -> QueuedPacket | None:
+        """Read one message attribute by attribute; learn its layout for the next ones."""
+        if len(data) < self._FIRST_END:
+            return None
+        _length, kind, packet_id, arrival = Struct(self._FIRST).unpack_from(data)
+        if kind != nfqueue.MSG_PACKET:
+            return None
+        headers: list[int] = []
+        offset = self._FIRST_END
+        while offset + 4 <= len(data):
+            length, attribute = self._ATTRIBUTE(data, offset)
+            if attribute == nfqueue.NFQA_PAYLOAD:
+                self._layout = self._learn_layout(tuple(headers))
+                return packet_id, arrival, data[offset + 4 : offset + length]
+            if length < 4:
+                break
+            if attribute == nfqueue.NFQA_MARK:
+                self._marks[packet_id] = int.from_bytes(data[offset + 4 : offset + 8])
+            headers.append(self._WORD(data, offset)[0])
+            offset += (length + 3) & ~3
+        # No payload: decided as an unreadable packet, that is, accepted.
+        return packet_id, arrival, b""
+
+    def read(self) -> list[QueuedPacket]:
         """See QueueReader."""
         try:
-            count = self._receiver.receive()
+            count, slots = self._receiver.receive()
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
             self.overruns += 1
             # The socket's error is cleared by having been told; what waits is still there.
-            count = self._receiver.receive()
-        if not count:
-            return ()
-        packets, others = self._messages.packets(count)
-        for data in others:
-            self._count_errors(data)
+            count, slots = self._receiver.receive()
+        packets: list[QueuedPacket] = []
+        append = packets.append
+        marks = self._marks = {}
+        packet_type = nfqueue.MSG_PACKET
+        slot_bytes = _SLOT_BYTES
+        from_bytes = int.from_bytes
+        layout = self._layout
+        unpack, expected, payload_at, mark_at = layout
+        for start in range(0, count * slot_bytes, slot_bytes):
+            fields = unpack(slots, start)
+            if fields[4:] == expected and fields[1] == packet_type and fields[0] <= slot_bytes:
+                append((fields[2], fields[3], slots[start + payload_at : start + fields[0]]))
+                if mark_at:
+                    marks[fields[2]] = from_bytes(slots[start + mark_at : start + mark_at + 4])
+                continue
+            decoded = self._decode(slots, start, start // slot_bytes)
+            if decoded is not None:
+                append(decoded)
+            if self._layout is not layout:
+                layout = self._layout
+                unpack, expected, payload_at, mark_at = layout
         return packets
 
     def marks(self) -> dict[int, int]:
         """See QueueReader."""
-        return self._messages.marks()
+        return self._marks
 
     def _count_errors(self, data: bytes) -> None:
         for message in nlmsg.messages(data):
@@ -143,17 +249,6 @@ class NetlinkReader:
             self._send(self._accept_up_to + packets[-1][0].to_bytes(4, byteorder))
             return
         pack, accept, header = self._pack_marked, self._accept, self._mark_header
-        if not dropped and len(marks) == len(packets):
-            # The packets themselves need not be looked at.
-            self._send(
-                b"".join(
-                    [
-                        pack(accept, packet_id, header, mark.to_bytes(4))
-                        for packet_id, mark in marks.items()
-                    ]
-                )
-            )
-            return
         drop, mark_of = frozenset(dropped), marks.get
         self._send(
             b"".join(

@@ -107,7 +107,7 @@ class Explainer:
         is_local = self._index.is_local(source)
         is_sent_here = is_local and interface in (None, "lo")
         arriving = None if is_sent_here else interface
-        client = self._classes.arriving_by(arriving).classify(ip_address(source).packed)
+        client = self._classes.arriving_by(arriving)[ip_address(source).packed]
         return Origin(
             client=client,
             why=self._why(client, source, arriving),

@@ -152,7 +152,7 @@ def assemble(
                 dnat=ctnetlink.Nat(address=address, port=port),
                 snat=ctnetlink.Nat(address=source) if source else None,
                 timeout_s=ENTRY_TIMEOUT_S,
-                seq=0,
+                seq=len(entries) + 1,
             )
         )
     return entries, dropped

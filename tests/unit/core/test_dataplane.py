@@ -290,15 +290,16 @@ def make(*plans: FrontendPlan) -> Dataplane:
     return dataplane
 
 
-def parsed(entry: bytes) -> ctnetlink.Tuple:
+def parsed(entry: bytes) -> tuple[int, ctnetlink.Tuple]:
     message = next(iter(nlmsg.messages(entry)))
-    return ctnetlink.parse_entry(message.payload).original
+    return message.seq, ctnetlink.parse_entry(message.payload).original
 
 
-def test_entries_come_in_the_order_of_their_packets() -> None:
+def test_sequence_numbers_count_entries_not_packets() -> None:
     other = (9, 0, ipv4("192.0.2.10", "10.96.0.99", 1000, 80, 6))
     entries, dropped = make(one_plan()).assemble([syn(1000), other, syn(1001)])
-    assert [parsed(entry).src_port for entry in entries] == [1000, 1001]
+    assert [parsed(entry)[0] for entry in entries] == [1, 2]
+    assert [parsed(entry)[1].src_port for entry in entries] == [1000, 1001]
     assert dropped == []
 
 
@@ -443,7 +444,8 @@ def test_by_interface_a_packet_is_what_it_came_in_by() -> None:
     dataplane, packets = dropping_strangers(2, 2, 1, 2, 0, 1, names=names)
     entries, dropped = dataplane.assemble(packets)
     assert dropped == [2, 4, 5]  # by eth0, and forged by a process of the node
-    assert [parsed(entry).src_port for entry in entries] == [0, 1, 3]
+    assert [parsed(entry)[0] for entry in entries] == [1, 2, 3]
+    assert [parsed(entry)[1].src_port for entry in entries] == [0, 1, 3]
     assert names.asked == [2, 1, 0]
     dataplane.assemble(packets)
     assert names.asked == [2, 1, 0]  # and remembered

@@ -35,21 +35,21 @@ CLASSIFIER_ARGUMENTS = (
     ],
 )
 def test_classes(address: str, expected: ClientClass) -> None:
-    assert SourceClassifier(*CLASSIFIER_ARGUMENTS).classify(ip_address(address).packed) is expected
+    assert SourceClassifier(*CLASSIFIER_ARGUMENTS)[ip_address(address).packed] is expected
 
 
 def test_forged_sources_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_MAX_REMEMBERED", 100)
     classifier = SourceClassifier(*CLASSIFIER_ARGUMENTS)
     for number in range(1000):
-        assert classifier.classify((0x0A000000 + number).to_bytes(4)) is ClientClass.EXTERNAL
-    assert len(classifier.known) <= 100
+        assert classifier[(0x0A000000 + number).to_bytes(4)] is ClientClass.EXTERNAL
+    assert len(classifier) <= 100
 
 
 def test_the_whole_address_space_as_one_pod_network() -> None:
     classifier = SourceClassifier(["0.0.0.0/0"], [])
-    assert classifier.classify(b"\1\2\3\4") is ClientClass.POD
-    assert classifier.classify(bytes(16)) is ClientClass.EXTERNAL
+    assert classifier[b"\1\2\3\4"] is ClientClass.POD
+    assert classifier[bytes(16)] is ClientClass.EXTERNAL
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,6 @@ def test_the_whole_address_space_as_one_pod_network() -> None:
 )
 def test_interfaces(detector: dict[str, str], interface: str, expected: ClientClass) -> None:
     classes = SourceClasses(PodDetector(**detector), [ip_address("192.0.2.1").packed])
-    assert classes.arriving_by(interface).classify(ip_address("198.51.100.9").packed) is expected
+    assert classes.arriving_by(interface)[ip_address("198.51.100.9").packed] is expected
     # Sent by the node itself, whatever interfaces there are.
-    assert classes.arriving_by(None).classify(ip_address("192.0.2.1").packed) is ClientClass.NODE
+    assert classes.arriving_by(None)[ip_address("192.0.2.1").packed] is ClientClass.NODE

@@ -59,11 +59,11 @@ class Scripted:
         self._find = find
         self.deleted: list[object] = []
 
-    def create(self, entries: Sequence[bytes]) -> list[tuple[bytes, int]]:
+    def create(self, entries: Sequence[bytes]) -> list[tuple[int, int]]:
         outcome = self._outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
-        return [(entries[number - 1], code) for number, code in outcome]
+        return list(outcome)
 
     def delete(self, entry: object) -> None:
         self.deleted.append(entry)
