@@ -18,7 +18,8 @@ from nfqproxy.lab.topology import Pod
 
 _GRACE_S = 20.0
 MAX_CALLS = 20_000
-"""Of one client: what its ephemeral ports hold without using one twice."""
+"""Of one client."""
+FIRST_PORT = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +38,23 @@ class Calls:
 
 @contextlib.contextmanager
 def calling(
-    world: World, *, cpu: int, seconds: float, rate: int = 0, calls: int = MAX_CALLS
+    world: World,
+    *,
+    cpu: int,
+    seconds: float,
+    rate: int = 0,
+    calls: int = MAX_CALLS,
+    first_port: int = FIRST_PORT,
 ) -> Iterator[Callable[[], Calls]]:
     """Starts a client that calls the Service one call at a time; what it gives waits for the end.
 
-    ``rate``: calls per second, 0 for one after the other. Left early, the client is stopped. A call
+    ``rate``: calls per second, 0 for one after the other. Each call is from a port of its own, from
+    ``first_port`` on; of several clients each needs as many. Left early, the client is stopped. A call
     that fails is a :class:`NfqproxyError`.
     """
     words = [str(native.program("calls")), "-n", str(world.client.path)]
     words += ["-d", world.measured.address, "-p", str(world.measured.port)]
-    words += ["-k", str(calls), "-t", str(seconds), "-r", str(rate)]
+    words += ["-s", str(first_port), "-k", str(calls), "-t", str(seconds), "-r", str(rate)]
     running = subprocess.Popen(
         ["taskset", "-c", str(cpu), *words],
         stdout=subprocess.PIPE,

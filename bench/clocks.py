@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nfqproxy.errors import NfqproxyError
+
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -48,21 +50,27 @@ class ProcessTime:
 
 
 def process_time(pids: Iterable[int]) -> ProcessTime:
-    """What the processes have used so far, all their threads; raises if one is gone."""
+    """What the processes have used so far, all their threads; NfqproxyError if one is gone."""
     total = ProcessTime()
     for pid in pids:
-        process = Path("/proc") / str(pid)
-        run = wait = 0
-        for thread in (process / "task").iterdir():
-            fields = (thread / "schedstat").read_text().split()
-            run += int(fields[0])
-            wait += int(fields[1])
-        # After the command's closing parenthesis field 3 (state) comes first; utime is field 14.
-        stat = (process / "stat").read_text().rpartition(")")[2].split()
-        total += ProcessTime(
-            run_ns=run, wait_ns=wait, user_ticks=int(stat[11]), system_ticks=int(stat[12])
-        )
+        try:
+            total += _process_time(Path("/proc") / str(pid))
+        except (FileNotFoundError, ProcessLookupError):
+            raise NfqproxyError(f"process {pid}, which is measured, has ended") from None
     return total
+
+
+def _process_time(process: Path) -> ProcessTime:
+    run = wait = 0
+    for thread in (process / "task").iterdir():
+        fields = (thread / "schedstat").read_text().split()
+        run += int(fields[0])
+        wait += int(fields[1])
+    # After the command's closing parenthesis field 3 (state) comes first; utime is field 14.
+    stat = (process / "stat").read_text().rpartition(")")[2].split()
+    return ProcessTime(
+        run_ns=run, wait_ns=wait, user_ticks=int(stat[11]), system_ticks=int(stat[12])
+    )
 
 
 def kernel_thread_times() -> dict[int, int]:

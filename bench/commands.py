@@ -19,6 +19,7 @@ from bench import baseline as baselines
 from bench import compare as comparison
 from bench import result as results
 from bench import runner
+from bench.bars import described
 from bench.experiments import EXPERIMENTS, experiments
 from bench.profiles import PROFILES
 from bench.reports import charts, content, markdown, page
@@ -92,7 +93,7 @@ def run_command(
         click.echo(doubt, err=True)
     if not result.is_complete:
         failed = ", ".join(one.name for one in result.ran if one.failure)
-        raise NfqproxyError(f"no values of {failed}; {output} holds the rest and the reasons")
+        raise NfqproxyError(f"not all values of {failed}; {output} holds the rest and the reasons")
 
 
 @click.command("report")
@@ -223,7 +224,9 @@ def compare_command(
     failed = [one for one in changes if one.is_worse_by(fail_above)]
     if failed:
         named = ", ".join(
-            f"{one.after.experiment}.{one.after.metric} of {one.after.contender}" for one in failed
+            f"{one.after.experiment}.{one.after.metric} of {one.after.contender} "
+            f"({described(one.after)})".removesuffix(" ()")
+            for one in failed
         )
         raise NfqproxyError(f"worse by more than {fail_above:g} x: {named}")
 

@@ -27,8 +27,8 @@ from nfqproxy.errors import NfqproxyError
 _ARRIVAL_S = 2.0
 _STATUS_S = 3.0
 # Bound on the deviation of a share, in standard deviations of the binomial law: a true weighted
-# random passes 99.999 of 100 such checks, a wrong weight of a few percent does not.
-_SHARE_SIGMAS = 4.5
+# random fails one of 1.7 million such checks, a wrong weight of a few percent does not.
+_SHARE_SIGMAS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ def measure(stand: Stand, load: Load, *, round_number: int, may_fall_back: bool 
     worker = process_time(serving.workers) - worker
     other = process_time(serving.others) - other
     deferred_ns = since(deferred, kernel_thread_times())
-    shares = _arrivals(stand, arrived, load.connections)
+    shares = arrivals(stand, arrived, load.connections)
     after = place.counters()
     sample = Sample(
         contender=stand.contender.name,
@@ -165,7 +165,7 @@ def measure(stand: Stand, load: Load, *, round_number: int, may_fall_back: bool 
     return sample
 
 
-def _arrivals(stand: Stand, before: dict[str, int], expected: int) -> dict[str, int]:
+def arrivals(stand: Stand, before: dict[str, int], expected: int) -> dict[str, int]:
     """Packets at each backend since ``before``; waits a little for the last ones."""
     deadline = time.monotonic() + _ARRIVAL_S
     while True:

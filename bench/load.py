@@ -33,6 +33,8 @@ class Load:
     """Packets per second at most; 0: as fast as they are taken."""
     batch: int = 64
     """Packets per system call; the kernel works on them one after the other before anything else."""
+    established: int = 0
+    """Send ACKs of so many connections in turn instead; 0: first packets, each of another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,8 @@ def sending(world: World, load: Load, number: int = 0) -> Iterator[Callable[[], 
 
 def _command(world: World, load: Load, number: int) -> list[str]:
     # Few ports to an address, as queues are chosen by address, but no more than 512 addresses.
-    ports = max(_LEAST_PORTS, -(-load.connections // _ADDRESSES))
+    flows = load.established or load.connections
+    ports = max(_LEAST_PORTS, -(-flows // _ADDRESSES))
     sources = ipaddress.IPv4Network(LOAD_SOURCES)
     first = sources[number * _ADDRESSES % sources.num_addresses]
     options = ["-c", str(world.client.path), "-n", str(world.node.path), "-i", "uplink"]
@@ -109,4 +112,5 @@ def _command(world: World, load: Load, number: int) -> list[str]:
     options += ["-k", str(load.connections), "-w", str(load.in_flight or _NO_LIMIT)]
     options += ["-r", str(load.rate), "-b", str(load.batch)]
     options += ["-u"] if world.measured.protocol == "udp" else []
+    options += ["-e", str(load.established)] if load.established else []
     return ["taskset", "-c", str(load.cpu), str(native.program("flood")), *options]

@@ -43,7 +43,9 @@ class Scale:
     """Numbers of Services in the table to measure at."""
     workers: tuple[int, ...]
     seconds: float
-    """Length of one timed load (latency, requests, throughput)."""
+    """Length of one timed load of latency."""
+    turns: int = 1
+    """For each round so many of a second's load over established connections, where a percent counts."""
     seed: int = 1
 
 

@@ -25,9 +25,10 @@ PROFILES: dict[str, Scale] = {
             name="full",
             rounds=9,
             connections=30_000,
-            services=(1, 100, 1000, 5000),
+            services=(1, 1000, 5000, 10_000),
             workers=(1, 2),
-            seconds=2.0,
+            seconds=1.0,
+            turns=4,
         ),
     )
 }

@@ -15,7 +15,7 @@ from bench.provenance import Facts, provenance
 from nfqproxy.errors import InputError, NfqproxyError
 
 KIND = "nfqproxy-bench-result"
-SCHEMA = 1
+SCHEMA = 2
 """Raised with every change that an older reader would misunderstand."""
 
 Facets = tuple[tuple[str, Parameter], ...]
@@ -30,7 +30,7 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     seconds: float
     """Wall time it took."""
     failure: str = ""
-    """Why it gave no values; empty: it did."""
+    """Why it gave no values, or none of some contenders; empty: it gave all."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

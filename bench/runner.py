@@ -1,11 +1,13 @@
 """Runs experiments one after the other and keeps what was measured, whatever happens to the rest.
 
 After every experiment the result is written whole, so that Ctrl-C, a crash or a power cut costs the
-experiment under way and nothing before it. An experiment in which connections went wrong gives no values;
-its sentence stands in the result, and the others run all the same.
+experiment under way and nothing before it. A contender with which connections went wrong gives no values,
+an experiment that failed otherwise none at all; the sentence stands in the result, and the others run all
+the same.
 """
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -13,6 +15,7 @@ import msgspec
 from bench import result as results
 from bench.observation import Experiment, Observation, Scale
 from bench.result import Ran, Result
+from bench.stands import WrongResultError
 from nfqproxy.errors import NfqproxyError
 
 
@@ -49,6 +52,11 @@ def _observe(
     """The observations, or why there are none."""
     try:
         observations = experiment.run(scale, lambda line: progress(prefix + line))
+    except WrongResultError as error:
+        return list(error.kept), str(error)
     except NfqproxyError as error:
         return [], str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return [], f"{type(error).__name__}: {error}"
     return observations, "" if observations else "it observed nothing"

@@ -12,7 +12,7 @@ from bench.intervals import Interval
 from bench.observation import Observation
 from bench.result import Facets, facets
 
-_MORE_IS_BETTER = ("1/s", "bit/s", "by_worker")
+_MORE_IS_BETTER = ("1/s", "bit/s", "by_worker", "reached")
 """Units, and metrics, of which more is better."""
 # The floor first, then what the kernel alone does: what a contender is held against.
 _REFERENCES = ("c", "dnat")

@@ -8,7 +8,7 @@ meets cold caches, unresolved symbols, modules not yet imported.
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -22,7 +22,12 @@ T = TypeVar("T")
 
 
 class WrongResultError(NfqproxyError):
-    """Connections went wrong, so there is nothing to report."""
+    """Connections went wrong, so there is nothing to report of whoever handled them."""
+
+    def __init__(self, message: str, kept: Sequence[Observation] = ()) -> None:
+        super().__init__(message)
+        self.kept = kept
+        """What was measured of contenders with which nothing went wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class Setup:
     contender: Contender
     world: AbstractContextManager[World]
     parameters: dict[str, Parameter] = field(default_factory=dict)
+    every: int = 1
+    """Measured in every so many-th round, from the first on: 1 is in all."""
 
 
 @dataclass(slots=True)
@@ -45,6 +52,8 @@ class Stand:
     parameters: dict[str, Parameter]
     installed: int
     """Entries that its workers had made before the next load."""
+    every: int = 1
+    """See :class:`Setup`."""
 
     def __str__(self) -> str:
         varied = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
@@ -90,7 +99,8 @@ def standing(
     """
     with contextlib.ExitStack() as stack:
         stands: list[Stand] = []
-        for setup in setups:
+        # Those without processes first: to load thousands of rules keeps the kernel busy for a minute.
+        for setup in sorted(setups, key=lambda setup: setup.contender.has_processes):
             place = stack.enter_context(setup.world)
             stand = Stand(setup.contender, place, Serving(), placement, dict(setup.parameters), 0)
             progress(f"start {stand}")
@@ -98,6 +108,7 @@ def standing(
                 stack.enter_context(furnish(place, placement))
             stand.serving = stack.enter_context(setup.contender.serve(place, placement))
             stand.installed = stand.serving.installed() or 0
+            stand.every = setup.every
             stands.append(stand)
         yield stands
 
@@ -109,14 +120,22 @@ def interleaved(
     progress: Callable[[str], None],
     measure: Callable[[Stand, int], T],
 ) -> list[T]:
-    """Measures every stand once a round; ``measure`` gets the number of the round, 0 to warm up."""
+    """Measures every stand once a round; ``measure`` gets the number of the round, 0 to warm up.
+
+    Of two rounds the second takes the stands in the opposite order of the first, so that a machine that
+    grows slower favours nobody.
+    """
     for stand in stands:
         progress(f"warm up {stand}")
         measure(stand, 0)
     chance = random.Random(seed)
     measured: list[T] = []
+    order: list[Stand] = []
     for number in range(1, rounds + 1):
-        for stand in chance.sample(stands, len(stands)):
+        order = chance.sample(stands, len(stands)) if number % 2 else order[::-1]
+        for stand in order:
+            if (number - 1) % stand.every:
+                continue
             progress(f"round {number} of {rounds}: {stand}")
             measured.append(measure(stand, number))
     return measured
@@ -136,8 +155,31 @@ def observations(
     progress: Callable[[str], None],
     measure: Callable[[Stand, int], list[Observation]],
     furnish: Callable[[World, Placement], AbstractContextManager[object]] | None = None,
+    *,
+    turns: int = 1,
 ) -> list[Observation]:
-    """Stands up all setups and measures them round by round."""
+    """Stands up all setups and measures them round by round, ``turns`` times the scale's rounds.
+
+    A stand with which a connection goes wrong is measured no more and gives no values; the others go on,
+    and the :class:`WrongResultError` at the end has theirs.
+    """
+    wrong: dict[str, str] = {}
+
+    def guarded(stand: Stand, number: int) -> list[tuple[str, Observation]]:
+        if str(stand) in wrong:
+            return []
+        try:
+            return [(str(stand), each) for each in measure(stand, number)]
+        except WrongResultError as error:
+            wrong[str(stand)] = str(error)
+        except NfqproxyError as error:
+            said = stand.serving.complaints()
+            wrong[str(stand)] = f"{stand}, round {number}: {error}\n{said}".strip()
+        return []
+
     with standing(setups, two_cpus(), progress, furnish) as stands:
-        rounds = interleaved(stands, scale.rounds, scale.seed, progress, measure)
-        return [observation for one in rounds for observation in one]
+        rounds = interleaved(stands, scale.rounds * turns, scale.seed, progress, guarded)
+    found = [each for one in rounds for name, each in one if name not in wrong]
+    if wrong:
+        raise WrongResultError("; ".join(wrong.values()), found)
+    return found

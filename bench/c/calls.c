@@ -2,10 +2,12 @@
  * Real clients of a Service, one call at a time: connect(), an HTTP request, the first bytes of its
  * answer, and a close that resets the connection (SO_LINGER 0), so that neither side keeps a TIME_WAIT.
  *
- * Usage: calls -n NETNS -d ADDRESS -p PORT -k COUNT -t SECONDS [-r PER_SECOND]
+ * Usage: calls -n NETNS -d ADDRESS -p PORT -k COUNT -t SECONDS -s FIRST_PORT [-r PER_SECOND]
  * Ends after COUNT calls or SECONDS. With -r calls begin at even distances, else one follows the other.
  * Prints a line for each call: nanoseconds of connect(), nanoseconds from the start of connect() to the
- * answer, and what the answer's header X-Backend says.
+ * answer, and what the answer's header X-Backend says. Calls come from FIRST_PORT, FIRST_PORT + 1, ...: the
+ * kernel itself would give a port out again, whose entry conntrack still holds, for every 10 s it begins at another
+ * place (EPHEMERAL_PORT_SHUFFLE_PERIOD, net/core/secure_seq.c).
  * Exit: 0 all calls were answered, 1 a call failed, 2 wrong usage.
  */
 #define _GNU_SOURCE
@@ -68,15 +70,18 @@ static void read_answer(int fd, char *backend, unsigned long number)
     die("the answer has no X-Backend", number);
 }
 
-static void one_call(struct call *call, const struct sockaddr_in *to, unsigned long number)
+static void one_call(struct call *call, const struct sockaddr_in *to, unsigned long first_port, unsigned long number)
 {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct linger reset = {1, 0};
     struct timeval patience = {ANSWER_TIMEOUT_S, 0};
+    struct sockaddr_in own = {.sin_family = AF_INET, .sin_port = htons((uint16_t)(first_port + number))};
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) ||
         setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience)) /* bounds connect() too */
         die("socket", number);
+    if (bind(fd, (struct sockaddr *)&own, sizeof own))
+        die("bind", number);
     uint64_t begin = now_ns();
     if (connect(fd, (const struct sockaddr *)to, sizeof *to))
         die("connect", number);
@@ -94,20 +99,21 @@ int main(int argc, char **argv)
 {
     struct sockaddr_in to = {.sin_family = AF_INET};
     const char *netns = NULL;
-    unsigned long count = 0, rate = 0, made = 0;
+    unsigned long count = 0, rate = 0, made = 0, first_port = 0;
     double seconds = 0;
     int option;
-    while ((option = getopt(argc, argv, "n:d:p:k:t:r:")) != -1)
+    while ((option = getopt(argc, argv, "n:d:p:k:t:r:s:")) != -1)
         switch (option) {
         case 'n': netns = optarg; break;
         case 'd': if (inet_pton(AF_INET, optarg, &to.sin_addr) != 1) return 2; break;
         case 'p': to.sin_port = htons((uint16_t)atoi(optarg)); break;
         case 'k': count = strtoul(optarg, NULL, 10); break;
         case 't': seconds = strtod(optarg, NULL); break;
+        case 's': first_port = strtoul(optarg, NULL, 10); break;
         case 'r': rate = strtoul(optarg, NULL, 10); break;
         default: return 2;
         }
-    if (!netns || !to.sin_port || !count || seconds <= 0) {
+    if (!netns || !to.sin_port || !count || seconds <= 0 || !first_port || first_port + count > 65536) {
         fprintf(stderr, "calls: an option is missing or wrong; the head of calls.c lists them\n");
         return 2;
     }
@@ -127,7 +133,7 @@ int main(int argc, char **argv)
             struct timespec pause = {(time_t)((due - now) / 1000000000u), (long)((due - now) % 1000000000u)};
             nanosleep(&pause, NULL);
         }
-        one_call(&calls[made], &to, made);
+        one_call(&calls[made], &to, first_port, made);
         made++;
     }
     for (unsigned long i = 0; i < made; i++)

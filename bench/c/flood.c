@@ -12,12 +12,13 @@
  * the node namespace, opened from inside it and kept.
  *
  * Usage: flood -c CLIENT_NETNS -n NODE_NETNS -i DEVICE -m NODE_MAC -d VIP -p PORT
- *              -f FIRST_SOURCE -s PORTS -k COUNT -w IN_FLIGHT [-r PER_SECOND] [-b BATCH] [-u]
+ *              -f FIRST_SOURCE -s PORTS -k COUNT -w IN_FLIGHT [-r PER_SECOND] [-b BATCH] [-u] [-e FLOWS]
  * A network namespace is named by its file. Sources are FIRST_SOURCE onwards, PORTS ports (1024..) each;
  * the kernel's --queue-balance goes by addresses alone, so few PORTS spread the load over queues. -u sends
- * UDP. BATCH: frames per system call, 64 unless told. Prints one JSON object.
+ * UDP. -e sends bare ACKs of FLOWS connections in turn, which conntrack takes for established ones once it has
+ * seen the first (nf_conntrack_tcp_loose). BATCH: frames per system call, 64 unless told. Prints one JSON object.
  * Exit: 0 all sent and the queues empty, 1 a system call failed, 2 wrong usage, 4 the queue stood
- * still for two seconds.
+ * still for ten seconds.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -37,7 +38,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_BATCH = 64, MAX_PORTS = 32768, FIRST_PORT = 1024, STALL_S = 2, NAP_NS = 50000 };
+enum { MAX_BATCH = 64, MAX_PORTS = 32768, FIRST_PORT = 1024, STALL_S = 10, NAP_NS = 50000 };
 
 /* What differs between frames is at the same place in both kinds. */
 struct __attribute__((packed)) tcp {
@@ -159,9 +160,9 @@ int main(int argc, char **argv)
     const char *client = NULL, *node = NULL, *device = NULL;
     struct in_addr vip = {0}, first = {0};
     unsigned mac[6], port = 0, ports = 0, in_flight = 0;
-    unsigned long long count = 0, rate = 0;
+    unsigned long long count = 0, rate = 0, flows = 0;
     int option, have = 0, is_udp = 0, batch = MAX_BATCH;
-    while ((option = getopt(argc, argv, "c:n:i:m:d:p:f:s:k:w:r:b:u")) != -1)
+    while ((option = getopt(argc, argv, "c:n:i:m:d:p:f:s:k:w:r:b:ue:")) != -1)
         switch (option) {
         case 'c': client = optarg; break;
         case 'n': node = optarg; break;
@@ -176,6 +177,7 @@ int main(int argc, char **argv)
         case 'r': rate = strtoull(optarg, NULL, 10); break;
         case 'b': batch = atoi(optarg); break;
         case 'u': is_udp = 1; break;
+        case 'e': flows = strtoull(optarg, NULL, 10); break;
         default: return 2;
         }
     if (!client || !node || !device || have != 3 || !port || port > 65535 || !count || !in_flight ||
@@ -211,7 +213,7 @@ int main(int argc, char **argv)
         model.udp = (struct udp){.length = htons(length - 20)};
     else
         model.tcp = (struct tcp){
-            .offset = 0xa0, .flags = 0x02, .window = htons(64240),
+            .offset = 0xa0, .flags = flows ? 0x10 : 0x02, .window = htons(64240),
             /* MSS 1460, SACK permitted, timestamps, NOP, window scale 7 */
             .options = {2, 4, 0x05, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7},
         };
@@ -237,7 +239,7 @@ int main(int argc, char **argv)
         int size = count - sent < (unsigned)batch ? (int)(count - sent) : batch;
         for (int i = 0; i < size; i++) {
             struct frame *frame = &frames[i];
-            unsigned long long number = sent + (unsigned)i;
+            unsigned long long number = flows ? (sent + (unsigned)i) % flows : sent + (unsigned)i;
             frame->source = htonl(ntohl(first.s_addr) + (uint32_t)(number / ports));
             frame->source_port = htons((uint16_t)(FIRST_PORT + number % ports));
             frame->ip_checksum = fold(add(ip_base, &frame->source, 4));

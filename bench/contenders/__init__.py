@@ -20,6 +20,8 @@ __all__ = [
     "IptablesDnat",
     "KubeProxyIptables",
     "KubeProxyNftables",
+    "MarkPath",
+    "NetfilterqueueReader",
     "Nfqproxy",
     "NginxStream",
     "Placement",

@@ -44,6 +44,8 @@ class Contender(ABC):
     """A line for the report: what it is."""
     is_queued: ClassVar[bool] = True
     """Whether the first packet of every flow must go through a queue to userspace."""
+    has_processes: ClassVar[bool] = True
+    """Whether it is more than rules in the kernel."""
     is_relay: ClassVar[bool] = False
     """Whether it ends connections and opens others, so that conntrack has no part in it."""
 

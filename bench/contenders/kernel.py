@@ -15,6 +15,7 @@ class IptablesDnat(Contender):
     name: ClassVar[str] = "dnat"
     title: ClassVar[str] = "kernel: one iptables DNAT rule"
     is_queued: ClassVar[bool] = False
+    has_processes: ClassVar[bool] = False
 
     def shares(self, backends: tuple[Backend, ...]) -> dict[str, float]:
         """All connections go to the first backend."""
@@ -36,6 +37,7 @@ class NoService(Contender):
     name: ClassVar[str] = "none"
     title: ClassVar[str] = "load only: SYNs dropped in raw PREROUTING"
     is_queued: ClassVar[bool] = False
+    has_processes: ClassVar[bool] = False
 
     def shares(self, backends: tuple[Backend, ...]) -> dict[str, float]:
         """Nobody connects."""

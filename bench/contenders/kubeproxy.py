@@ -21,6 +21,7 @@ class _KubeProxy(Contender):
     """What both modes share."""
 
     is_queued: ClassVar[bool] = False
+    has_processes: ClassVar[bool] = False
 
     def shares(self, backends: tuple[Backend, ...]) -> dict[str, float]:
         """kube-proxy knows no weights."""

@@ -12,7 +12,7 @@ from bench.process import Service, service
 from bench.services import PORT, VIP
 from bench.world import World
 
-_READY_S = 5.0
+_READY_S = 30.0
 _QUEUE = 0
 
 # An iptables-restore text each. The nat rule never matches; it is there because conntrack and NAT

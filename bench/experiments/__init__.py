@@ -7,6 +7,7 @@ from bench.experiments.connections import Connections
 from bench.experiments.latency import Latency
 from bench.experiments.memory import Memory
 from bench.experiments.overload import Overload
+from bench.experiments.packets import Packets
 from bench.experiments.programming import Programming
 from bench.experiments.requests import Requests
 from bench.experiments.scaling import Scaling
@@ -17,6 +18,7 @@ from nfqproxy.errors import InputError
 _ALL: tuple[Experiment, ...] = (
     Connections(),
     Latency(),
+    Packets(),
     Requests(),
     Bulk(),
     UdpFlows(),

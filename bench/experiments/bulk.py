@@ -1,6 +1,6 @@
 """Throughput of one established connection: iperf3 through each contender.
 
-One backend, because iperf3 talks to its server over two connections.
+With one backend also because iperf3 talks to its server over two connections.
 """
 
 import contextlib
@@ -9,36 +9,35 @@ from collections.abc import Callable, Iterator
 
 from bench.clients import outlast, spare_cpu
 from bench.contenders import Placement
-from bench.established import CONTENDERS, carried, whole_seconds
+from bench.established import SECONDS, carried, setups
 from bench.observation import Observation, Scale
 from bench.process import service
 from bench.services import BACKEND_PORT
-from bench.stands import Setup, Stand, checked, observations
-from bench.world import World, world
+from bench.stands import Stand, observations
+from bench.world import World
 
 
 class Bulk:
-    """Metric ``throughput`` in bit/s, as the server received it."""
+    """Metrics ``throughput`` in bit/s, as the server received it, and ``cpu`` in ms per gigabyte."""
 
     name = "bulk"
     title = "Throughput of one established TCP connection"
 
     def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
         """Raises NfqproxyError if the transfer failed or a packet took a wrong way."""
-        services = min(scale.services)
-        setups = [
-            Setup(contender, world((1,), services=services, has_pods=True), {"services": services})
-            for contender in checked(contender() for contender in CONTENDERS)
-        ]
 
         def measured(stand: Stand, number: int) -> list[Observation]:
             if number == 0:
                 return []  # a load of seconds needs no warming up
-            seconds = whole_seconds(scale.seconds)
-            value = carried(stand, number, lambda: _iperf3(stand, seconds)).result
-            return [stand.observation(self.name, "throughput", "bit/s", value, number)]
+            load = carried(stand, number, lambda: _iperf3(stand))
+            bits_per_second, received = load.result
+            cost = load.cpu_ns / 1e6 / (received / 1e9)
+            return [
+                stand.observation(self.name, "throughput", "bit/s", bits_per_second, number),
+                stand.observation(self.name, "cpu", "ms/GB", cost, number),
+            ]
 
-        return observations(setups, scale, progress, measured, _server)
+        return observations(setups(scale), scale, progress, measured, _server, turns=scale.turns)
 
 
 @contextlib.contextmanager
@@ -51,12 +50,13 @@ def _server(place: World, placement: Placement) -> Iterator[None]:
         yield
 
 
-def _iperf3(stand: Stand, seconds: int) -> float:
+def _iperf3(stand: Stand) -> tuple[float, float]:
+    """Bits per second and bytes, as the server counts them."""
     measured = stand.world.measured
     words = ["iperf3", "--client", measured.address, "--port", str(measured.port), "--json"]
     cpu = str(stand.placement.sender)
     done = stand.world.client.run(
-        "taskset", "-c", cpu, *words, "--time", str(seconds), timeout_s=seconds + 20
+        "taskset", "-c", cpu, *words, "--time", str(SECONDS), timeout_s=SECONDS + 20
     )
-    received: float = json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]
-    return received
+    received: dict[str, float] = json.loads(done.stdout)["end"]["sum_received"]
+    return received["bits_per_second"], received["bytes"]

@@ -11,14 +11,19 @@ from bench.contenders import (
     IptablesDnat,
     KubeProxyIptables,
     KubeProxyNftables,
+    MarkPath,
+    NetfilterqueueReader,
     Nfqproxy,
 )
+from bench.experiments.programming import most
 from bench.flows import observe
 from bench.observation import Observation, Scale
 from bench.stands import Setup
 from bench.world import world
 
 _CONTENDERS = (Nfqproxy, CReference, IptablesDnat, KubeProxyIptables, KubeProxyNftables)
+_VARIANTS = (MarkPath, NetfilterqueueReader)
+"""nfqproxy's other data path and its other reader: at the least Services, and at the bars' number."""
 
 
 class Connections:
@@ -33,5 +38,10 @@ class Connections:
             Setup(contender(), world((1, 1, 1), services=services), {"services": services})
             for services in scale.services
             for contender in _CONTENDERS
+        ]
+        setups += [
+            Setup(contender(), world((1, 1, 1), services=services), {"services": services})
+            for services in sorted({min(scale.services), most(scale)})
+            for contender in _VARIANTS
         ]
         return observe(self.name, setups, scale, progress)

@@ -8,7 +8,7 @@ so their load is real calls by four more clients.
 
 ``connect`` of a userspace proxy ends in the proxy itself, before it has asked any backend: compare it by
 ``answer``, the time from the start of connect() to the first bytes of the answer. All contenders
-hold the largest number of Services, but ``c``, ``dnat`` and the userspace proxies know the measured
+hold the largest number of Services up to 5,000, but ``c``, ``dnat`` and the userspace proxies know the measured
 one alone.
 """
 
@@ -16,7 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.clients import MAX_CALLS, Calls, calling, outlast, spare_cpu, web_servers
+from bench.clients import FIRST_PORT, MAX_CALLS, Calls, calling, outlast, spare_cpu, web_servers
 from bench.contenders import (
     CReference,
     Haproxy,
@@ -27,6 +27,7 @@ from bench.contenders import (
     NginxStream,
     Placement,
 )
+from bench.experiments.programming import most
 from bench.flows import measure, uneven
 from bench.load import Load, sending
 from bench.native import program
@@ -49,7 +50,7 @@ _RATE = 1000
 _WARM_UP_S = 0.1
 _LOAD = 0.5
 _LOAD_BATCH = 8
-_LOAD_CLIENTS = 4
+_LOAD_CLIENTS, _LOAD_CALLS = 4, 10_000
 # In one load, if conntrack holds as many beside the probes; a faster contender is loaded for a shorter time.
 _MOST_SYNS = 150_000
 
@@ -69,7 +70,7 @@ class Latency:
     def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
         """Raises NfqproxyError if a call failed or a connection went wrong."""
         self._capacity.clear()
-        services = max(scale.services)
+        services = most(scale)
         contenders = checked(contender() for contender in _CONTENDERS)
         check_table_room(scale.connections + 2 * MAX_CALLS)
         for name in ("flood", "calls"):
@@ -127,9 +128,16 @@ def _clients(stand: Stand, seconds: float, rate: float) -> Iterator[list[Callabl
         each = math.ceil(rate / _LOAD_CLIENTS)
         yield [
             stack.enter_context(
-                calling(stand.world, cpu=stand.placement.sender, seconds=seconds, rate=each)
+                calling(
+                    stand.world,
+                    cpu=stand.placement.sender,
+                    seconds=seconds,
+                    rate=each,
+                    calls=_LOAD_CALLS,
+                    first_port=FIRST_PORT + MAX_CALLS + index * _LOAD_CALLS,
+                )
             )
-            for _ in range(_LOAD_CLIENTS)
+            for index in range(_LOAD_CLIENTS)
         ]
 
 

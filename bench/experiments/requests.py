@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bench.clients import outlast, spare_cpu, web_servers
 from bench.contenders import Placement
-from bench.established import CONTENDERS, carried, whole_seconds
+from bench.established import SECONDS, carried, setups
 from bench.observation import Observation, Scale
-from bench.stands import Setup, Stand, checked, observations
-from bench.world import World, world
+from bench.stands import Stand, observations
+from bench.world import World
 from nfqproxy.errors import NfqproxyError
 
 _SCRIPT = Path(__file__).parents[1] / "wrk.lua"
@@ -23,7 +23,7 @@ _QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 
 
 class Requests:
-    """Metrics ``rate`` in requests per second, ``latency`` in us with parameter ``quantile``.
+    """Metrics ``rate`` in requests per second, ``cpu`` in us per request, ``latency`` in us by ``quantile``.
 
     And ``userspace_packets``: those of established connections that reached userspace; above 0 ends
     the run.
@@ -34,25 +34,18 @@ class Requests:
 
     def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
         """Raises NfqproxyError if a request failed or a packet took a wrong way."""
-        services = min(scale.services)
-        setups = [
-            Setup(
-                contender,
-                world((1, 1, 1), services=services, has_pods=True),
-                {"services": services},
-            )
-            for contender in checked(contender() for contender in CONTENDERS)
-        ]
 
         def measured(stand: Stand, number: int) -> list[Observation]:
             if number == 0:
                 return []  # a load of seconds needs no warming up
-            seconds = whole_seconds(scale.seconds)
-            load = carried(stand, number, lambda: _wrk(stand, seconds))
+            load = carried(stand, number, lambda: _wrk(stand))
             said = load.result
             rate = said["requests"] / said["duration_us"] * 1e6
             return [
                 stand.observation(self.name, "rate", "1/s", rate, number),
+                stand.observation(
+                    self.name, "cpu", "us", load.cpu_ns / 1000 / said["requests"], number
+                ),
                 stand.observation(
                     self.name, "userspace_packets", "packets", load.userspace_packets, number
                 ),
@@ -64,7 +57,7 @@ class Requests:
                 ),
             ]
 
-        return observations(setups, scale, progress, measured, _servers)
+        return observations(setups(scale), scale, progress, measured, _servers, turns=scale.turns)
 
 
 @contextlib.contextmanager
@@ -74,13 +67,13 @@ def _servers(place: World, placement: Placement) -> Iterator[None]:
         yield
 
 
-def _wrk(stand: Stand, seconds: int) -> dict[str, float]:
+def _wrk(stand: Stand) -> dict[str, float]:
     """What wrk.lua prints; a failed request is an error."""
     measured = stand.world.measured
-    words = ["wrk", "-t", "1", "-c", str(_CONNECTIONS), "-d", f"{seconds}s", "-s", str(_SCRIPT)]
+    words = ["wrk", "-t", "1", "-c", str(_CONNECTIONS), "-d", f"{SECONDS}s", "-s", str(_SCRIPT)]
     words.append(f"http://{measured.address}:{measured.port}/")
     cpu = str(stand.placement.sender)
-    done = stand.world.client.run("taskset", "-c", cpu, *words, timeout_s=seconds + 20)
+    done = stand.world.client.run("taskset", "-c", cpu, *words, timeout_s=SECONDS + 20)
     said: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     if said["errors"] or not said["requests"]:
         raise NfqproxyError(

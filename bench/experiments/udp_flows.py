@@ -1,11 +1,12 @@
 """New UDP flows: one datagram each from a source that nobody has seen; conntrack entries are made.
 
-At the largest number of Services; the measured one is UDP.
+At the largest number of Services up to 5,000; the measured one is UDP.
 """
 
 from collections.abc import Callable
 
 from bench.contenders import IptablesDnat, KubeProxyIptables, KubeProxyNftables, Nfqproxy
+from bench.experiments.programming import most
 from bench.flows import observe
 from bench.observation import Observation, Scale
 from bench.stands import Setup
@@ -22,7 +23,7 @@ class UdpFlows:
 
     def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
         """Raises NfqproxyError if flows went wrong."""
-        services = max(scale.services)
+        services = most(scale)
         setups = [
             Setup(
                 contender(),

@@ -71,7 +71,12 @@ def doubts(result: Result) -> tuple[str, ...]:
     left = [name for name in result.asked if name not in ran]
     if left:
         found.append(f"The run was interrupted before these experiments: {', '.join(left)}.")
-    found += [f"{one.name} gave no values: {one.failure}" for one in result.ran if one.failure]
+    valued = {each.experiment for each in result.observations}
+    found += [
+        f"{one.name} gave no values{' of some' if one.name in valued else ''}: {one.failure}"
+        for one in result.ran
+        if one.failure
+    ]
     if result.is_modified:
         found.append("The working tree had changes beside the commit.")
     cpus = result.machine.get("cpus")
@@ -126,7 +131,8 @@ def _machine(result: Result) -> Section:
 
 def _bars(result: Result) -> Section:
     rows = []
-    for standing in bars.standings(result.observations):
+    standings = bars.standings(result.observations)
+    for standing in standings:
         bar = standing.bar
         values = [bar.bar, bar.aim]
         if standing.measured is not None:
@@ -151,9 +157,18 @@ def _bars(result: Result) -> Section:
         text=(
             "Median over the rounds; ratios are formed within each round. A median decides. Where a "
             "bar was measured under several parameters the worst stands here.",
+            _missed(standings),
         ),
         tables=(Table(head=("measure", "bar", "aim", "measured", "met"), rows=tuple(rows)),),
     )
+
+
+def _missed(standings: Sequence[bars.Standing]) -> str:
+    """Which bars are not met; for the reasons a document has its own words."""
+    missed = [each.bar.title for each in standings if each.is_met is False]
+    if missed:
+        return f"Not met: {'; '.join(missed)}."
+    return "Every bar that was measured is met."
 
 
 def _experiment(ran: Ran, own: Sequence[Series], colours: dict[str, int]) -> Section:
@@ -170,11 +185,20 @@ def _experiment(ran: Ran, own: Sequence[Series], colours: dict[str, int]) -> Sec
     return Section(
         name=ran.name,
         title=f"{ran.name}: {ran.title}",
-        text=(f"No values: {ran.failure}",) if ran.failure else (_certainty(own),),
+        text=_said_of(ran, own),
         tables=tuple(tables),
         plots=tuple(plots),
         rounds=_rounds(own) if own else None,
     )
+
+
+def _said_of(ran: Ran, own: Sequence[Series]) -> tuple[str, ...]:
+    """What stands above the tables of an experiment."""
+    if not ran.failure:
+        return (_certainty(own),)
+    if not own:
+        return (f"No values: {ran.failure}",)
+    return (f"Not of all: {ran.failure}", _certainty(own))
 
 
 def _certainty(own: Sequence[Series]) -> str:

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import result as results
 from bench.experiments import programming
-from bench.experiments.programming import Programming
 from bench.observation import Scale
 from bench.proxy_node import ProxyNode, WrongConnectionError, proxy_node
 from bench.service_files import ServiceFiles, Source
@@ -43,42 +41,6 @@ def start(output: Path, *words: str) -> "subprocess.Popen[str]":
 def left_of(pid: int) -> list[str]:
     """Namespaces of a bench that are still there."""
     return [path.name for path in Path("/run/netns").glob(f"nfqb-{pid}-*")]
-
-
-def test_first_sync_and_change_are_measured_from_every_source() -> None:
-    found = Programming().run(TINY, lambda line: None)
-    times = {
-        (each.contender, each.metric, each.parameters.get("source")): each.value for each in found
-    }
-    # In ms. Processes have to start: that is neither nothing nor a minute.
-    for source in ("directory", "file-json"):
-        assert 50 < times.pop(("nfqproxy", "first_sync", source)) < 60_000
-        assert 0 < times.pop(("nfqproxy", "endpoint_change", source)) < 60_000
-    for kind in ("iptables", "nftables"):
-        assert 0 < times.pop((f"kube-proxy-{kind}", "load_rules", None)) < 60_000
-    assert times == {}
-    assert {(each.unit, each.round, each.parameters["services"]) for each in found} == {
-        ("ms", 1, 20)
-    }
-    assert left_of(os.getpid()) == []
-
-
-def test_memory_is_measured_by_the_command(tmp_path: Path) -> None:
-    running = start(tmp_path / "result.json", "--experiments", "memory")
-    try:
-        _, said = running.communicate(timeout=100)
-    finally:
-        running.send_signal(signal.SIGINT)  # it has ended, or cleans up
-    assert running.returncode == 0, said
-    result = results.load(tmp_path / "result.json")
-    assert result.is_complete
-    sizes = {(each.metric, each.parameters["services"]): each.value for each in result.observations}
-    for who in ("supervisor", "worker"):
-        for services in (1, 100):
-            resident = sizes.pop((f"{who}_rss", services))
-            assert 10e6 < resident <= sizes.pop((f"{who}_peak", services)) < 1e9
-    assert sizes == {}
-    assert left_of(running.pid) == []
 
 
 def test_ctrl_c_removes_everything(tmp_path: Path) -> None:

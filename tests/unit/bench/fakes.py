@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from bench.observation import Observation, Scale
+from bench.stands import WrongResultError
 from nfqproxy.errors import NfqproxyError
 from tests.unit.bench.samples import observe
 
@@ -45,6 +46,25 @@ class Wrong(Fake):
 
     def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
         raise NfqproxyError("3 of 9 connections were lost")
+
+
+class Partly(Fake):
+    """One contender went wrong, the other did not."""
+
+    name = "partly"
+    observations: ClassVar[list[Observation]] = observe([1.0], experiment="partly")
+
+    def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
+        raise WrongResultError("c lost 3", self.observations)
+
+
+class Crashed(Fake):
+    """Meets a mistake in the program."""
+
+    name = "crashed"
+
+    def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
+        raise KeyError("end")
 
 
 class Twice(Fake):

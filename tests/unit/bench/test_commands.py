@@ -43,18 +43,27 @@ def stored(path: Path, values: list[float], **fields: object) -> Path:
 def test_an_experiment_that_fails_leaves_the_others_their_values() -> None:
     kept: list[results.Result] = []
     lines: list[str] = []
-    experiments: list[Experiment] = [fakes.Wrong(), fakes.Twice(), fakes.Empty(), fakes.Steady()]
+    experiments: list[Experiment] = [
+        fakes.Wrong(),
+        fakes.Twice(),
+        fakes.Empty(),
+        fakes.Partly(),
+        fakes.Crashed(),
+        fakes.Steady(),
+    ]
     made = runner.run(experiments, PROFILES["smoke"], lines.append, kept.append)
     assert {one.name: one.failure for one in made.ran} == {
         "wrong": "3 of 9 connections were lost",
         "twice": "experiment twice: worker_cpu of nfqproxy in round 1 of twice is there twice; "
         "mend the experiment",
         "empty": "it observed nothing",
+        "partly": "c lost 3",
+        "crashed": "KeyError: 'end'",
         "connections": "",
     }
-    assert list(made.observations) == fakes.Steady.observations
-    assert [len(one.ran) for one in kept] == [1, 2, 3, 4]
-    assert lines == ["[2/4] twice: seed 1", "[3/4] empty: seed 1", "[4/4] connections: seed 1"]
+    assert list(made.observations) == fakes.Partly.observations + fakes.Steady.observations
+    assert [len(one.ran) for one in kept] == [1, 2, 3, 4, 5, 6]
+    assert lines == ["[2/6] twice: seed 1", "[3/6] empty: seed 1", "[6/6] connections: seed 1"]
 
 
 def test_run_writes_the_result_and_the_report(tmp_path: Path) -> None:
@@ -74,7 +83,7 @@ def test_a_run_with_a_failure_ends_with_it_and_keeps_the_rest(tmp_path: Path) ->
     output = tmp_path / "result.json"
     done = invoke("run", "--experiments", "wrong,connections", "-o", output)
     assert isinstance(done.exception, NfqproxyError)
-    assert "no values of wrong" in str(done.exception)
+    assert "not all values of wrong" in str(done.exception)
     assert "3 of 9 connections were lost" in done.stderr
     assert len(results.load(output).observations) == 8
 

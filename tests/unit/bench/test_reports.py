@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 import pytest
 
 from bench import intervals
+from bench.experiments import EXPERIMENTS
 from bench.reports import charts, content, figures, markdown, page
 from bench.reports.charts import Axis, Bar, Line
 from bench.result import Ran, Result
@@ -283,3 +284,10 @@ def test_a_document_without_fitting_places_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=said):
         markdown.insert(content.sections(whole), document, Path("doc.md"))
+
+
+def test_the_document_has_a_place_for_every_section() -> None:
+    document = (Path(__file__).parents[3] / "docs/performance.md").read_text()
+    places = re.findall(r"^<!-- bench:(\w+) -->$", document, re.MULTILINE)
+    assert sorted(places) == sorted({"machine", "bars", *EXPERIMENTS})
+    assert all(f"<!-- /bench:{name} -->" in document for name in places)

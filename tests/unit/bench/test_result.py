@@ -48,7 +48,7 @@ def altered(document: dict[str, Any], **fields: object) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": 2}, "has schema 2, this program reads 1"),
+        ({"schema": 1}, "has schema 1, this program reads 2"),
         ({"kind": "cpu"}, "is no result of `python -m bench run`"),
         ({"load_average": "high"}, "Expected `float`, got `str` - at `$.load_average`"),
         ({"weather": "fine"}, "weather"),

@@ -14,8 +14,8 @@ from nfqproxy.model import DataPath, Family
 GOLDEN_IPTABLES = """\
 *mangle
 :NFQPROXY-FLOWS - [0:0]
--I PREROUTING 1 ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
--I OUTPUT 1 -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
+-I PREROUTING 1 ! -i lo -p udp -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
+-I OUTPUT 1 -p udp -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
 -A NFQPROXY-FLOWS -p udp -m set --match-set nfqproxy-frontends-4 dst,dst -m conntrack \
 --ctstate DNAT,ESTABLISHED --ctdir ORIGINAL -j SET --add-set nfqproxy-flows-4 src,src,dst --exist
 COMMIT
