@@ -212,31 +212,39 @@ class Supervisor:
             if not is_told and worker.is_ready:
                 log.warning("worker %s is slow to take revision %d", worker.pid, self.revision)
 
-    async def start_workers(
-        self,
-        configures: Sequence[channel.Configure],
-        plans: Mapping[FrontendKey, FrontendPlan],
-        node: NodeContext,
-    ) -> None:
-        """Start one worker per Configure and wait until all of them decide by ``plans`` on ``node``.
+    async def launch_workers(self, configures: Sequence[channel.Configure]) -> None:
+        """Start the process of one worker per Configure, without waiting for any."""
+        for configure in configures:
+            worker = WorkerProcess(configure, self.snapshot, self._take_affinities)
+            self.workers.append(worker)
+            await worker.launch()
+
+    async def bind_workers(self) -> None:
+        """Wait until the launched workers have bound their queues; raises what keeps one from that."""
+        for worker in self.workers:
+            await worker.bind()
+
+    def feed_workers(self, plans: Mapping[FrontendKey, FrontendPlan], node: NodeContext) -> None:
+        """Let the bound workers decide by ``plans`` on ``node``, and keep them alive from now on.
 
         The kernel learns of the plans by the ``publish`` that has to follow.
         """
         self._plans = plans
         self._node = node
         self.revision = 1
-        for configure in configures:
-            worker = WorkerProcess(configure, self.snapshot, self._take_affinities)
-            self.workers.append(worker)
-            await worker.start()
         for worker in self.workers:
-            if not await worker.wait_applied(1, _APPLY_TIMEOUT_S):
-                log.warning("worker %s is slow to start", worker.pid)
+            worker.feed()
             self.keepers.append(
                 asyncio.create_task(
                     worker.keep_alive(), name=f"worker-{worker.queue_number}-keeper"
                 )
             )
+
+    async def wait_ready(self) -> None:
+        """Wait until the workers decide; one that takes too long is left to its keeper."""
+        for worker in self.workers:
+            if not await worker.wait_applied(1, _APPLY_TIMEOUT_S):
+                log.warning("worker %s is slow to start", worker.pid)
 
     async def stop_workers(self) -> None:
         """Stop all workers; each leaves its queue without losing a packet."""

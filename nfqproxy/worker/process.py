@@ -59,6 +59,8 @@ async def _run(link: socket.socket) -> int:
         # The supervisor was interrupted while it started us. The queue, if it is bound already, lets
         # everything pass, so that it may just be closed.
         return 0
+    # Off until the first plans are compiled: nothing of them goes again, and they are many.
+    gc.disable()
     stream, writer = await asyncio.open_connection(sock=link)
     worker = Worker(configure, reader, writer)
     try:
@@ -126,7 +128,11 @@ class Worker:
             try:
                 message = await channel.read_to_worker(stream)
             except (asyncio.IncompleteReadError, ConnectionError):
-                log.warning("the supervisor has gone; leaving the queue to the kernel's fallback")
+                # Before the first plans: it was interrupted while it started, and says so itself.
+                if self._is_open:
+                    log.warning(
+                        "the supervisor has gone; leaving the queue to the kernel's fallback"
+                    )
                 return
             match message:
                 case channel.Plans():
@@ -171,8 +177,8 @@ class Worker:
         self._dataplane.put_affinity(message.affinities)
         if message.is_whole:
             # A long-lived table: keep the collector from walking it again and again.
-            gc.collect()
             gc.freeze()
+            gc.enable()
         if not self._is_open:
             self._reader.queue_socket.set_length(self._configure.queue_length)
             self._is_open = True
