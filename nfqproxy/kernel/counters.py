@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from nfqproxy.errors import CodecError, HostError, KernelError
-from nfqproxy.kernel import commands, iptables
+from nfqproxy.kernel import commands, iptables, nft
 from nfqproxy.kernel.rule_settings import IptablesBackend
 from nfqproxy.kernel.rule_text import NFT_TABLE
 from nfqproxy.model import Family, Protocol
@@ -97,12 +97,13 @@ def rule_counters() -> dict[tuple[Family, Protocol], int]:
     rules are not there.
     """
     found: dict[tuple[Family, Protocol], int] = {}
+    listing = nft.list_chains()
     for backend in (IptablesBackend.NFT, IptablesBackend.LEGACY):
         for family in Family:
             save = iptables.command(family, backend, "save")
             if save is None:
                 continue
-            for table in QUEUE_TABLES & set(iptables.tables(family, backend)):
+            for table in QUEUE_TABLES & set(iptables.tables(family, backend, listing)):
                 for line in commands.run([save, "-c", "-t", table]).splitlines():
                     match = _QUEUE_RULE.match(line)
                     if match:
