@@ -427,7 +427,7 @@ class App:
         self._wanted = Wanted(
             node=node,
             ports=steered_ports(self._cluster.ports.values(), self._settings),
-            plans=dict(self._plans.plans),
+            plans=self._plans.plans.copy(),
             altered=behind.union(change.keys),
         )
 

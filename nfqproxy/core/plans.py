@@ -39,6 +39,8 @@ def is_steered(port: ServicePort, settings: NodeSettings) -> bool:
 
 def steered_ports(ports: Iterable[ServicePort], settings: NodeSettings) -> tuple[ServicePort, ...]:
     """The service ports that are this proxy's business."""
+    if settings.steer_all or not settings.is_overlay:
+        return tuple(ports)  # thousands, at every change
     return tuple(port for port in ports if is_steered(port, settings))
 
 

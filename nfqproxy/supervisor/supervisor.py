@@ -146,7 +146,7 @@ class Supervisor:
             self._kernel_follows = False
             marks = await self._give_marks(upserts if self._are_marks_given else plans.values())
             # Workers first for what is new; they keep what goes until the sets let it go.
-            self._plans = {**old, **plans}
+            self._plans = {**old, **{plan.key: plan for plan in upserts}}
             self._node = node
             if upserts or marks or is_other_node:
                 await self._tell_workers(upserts=upserts, marks=marks)
