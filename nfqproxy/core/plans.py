@@ -91,7 +91,10 @@ class Planner:
             return
         number = port.node_port if kind is FrontendKind.NODE_PORT else port.port
         found = candidate_sets(port, self._node.node_name, self._node.zone)
-        sets = (self._candidates(found.cluster), self._candidates(found.local))
+        cluster = self._candidates(found.cluster)
+        # Often the same: then held once.
+        local = cluster if found.local == found.cluster else self._candidates(found.local)
+        sets = (cluster, local)
         if kind is FrontendKind.CLUSTER_IP:
             policy = port.internal_policy
             actions = self._internal_actions(port, _Pickable(found))
