@@ -7,7 +7,7 @@ sends packets to the queue; a removed one leaves that set first. Changes that al
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from nfqproxy.api import channel
@@ -19,6 +19,8 @@ from nfqproxy.supervisor.worker_process import WorkerProcess
 log = logging.getLogger(__name__)
 
 _APPLY_TIMEOUT_S = 10.0
+_PART = 250
+"""Plans in one message of a snapshot."""
 
 
 class KernelState(Protocol):
@@ -90,13 +92,21 @@ class Supervisor:
         """The present plans."""
         return self._plans
 
-    def snapshot(self) -> channel.Plans:
-        """The present plans as a whole, for a worker that starts."""
-        return channel.Plans(
+    def snapshot(self) -> Iterator[channel.Plans]:
+        """The present plans as a whole, in parts, for a worker that starts."""
+        plans = tuple(self._plans.values())
+        for start in range(0, len(plans), _PART):
+            yield channel.Plans(
+                revision=self.revision,
+                is_whole=start == 0,
+                is_last=False,
+                pod_detector=self._node.pod_detector,
+                upserts=plans[start : start + _PART],
+            )
+        yield channel.Plans(
             revision=self.revision,
-            is_whole=True,
+            is_whole=not plans,
             pod_detector=self._node.pod_detector,
-            upserts=tuple(self._plans.values()),
             marks=tuple(self._known_marks.values()),
             affinities=self._affinities.records(),
         )

@@ -10,7 +10,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from nfqproxy.api import channel
 from nfqproxy.errors import HostError, NfqproxyError
@@ -41,7 +41,7 @@ class WorkerProcess:
     def __init__(
         self,
         configure: channel.Configure,
-        snapshot: Callable[[], channel.Plans],
+        snapshot: Callable[[], Iterable[channel.Plans]],
         on_affinities: Callable[["WorkerProcess", channel.Affinities], None] = lambda *_: None,
     ) -> None:
         self._on_affinities = on_affinities
@@ -133,7 +133,8 @@ class WorkerProcess:
         """
         assert self._reader is not None
         self._is_heard = True
-        self.send(self._snapshot())
+        for part in self._snapshot():
+            self.send(part)
         self._conversation = asyncio.create_task(
             self._listen(self._reader), name=f"worker-{self.queue_number}-listen"
         )

@@ -172,14 +172,15 @@ class Worker:
         if message.is_whole:
             self._dataplane.clear()
         self._dataplane.upsert(message.upserts)
+        if not message.is_last:
+            return
         self._dataplane.set_marks(message.marks)
         self._dataplane.remove(message.removes)
         self._dataplane.put_affinity(message.affinities)
-        if message.is_whole:
+        if not self._is_open:
             # A long-lived table: keep the collector from walking it again and again.
             gc.freeze()
             gc.enable()
-        if not self._is_open:
             self._reader.queue_socket.set_length(self._configure.queue_length)
             self._is_open = True
         self._send(channel.Applied(message.revision))
