@@ -45,10 +45,8 @@ def _cut_json(data: bytes) -> list[bytes] | None:
     return [data[:start] + b"[]" + data[start + len(text) :], *items] if start >= 0 else None
 
 
-def _cut_yaml(data: bytes) -> list[bytes] | None:
-    # Directives, document ends and other line breaks: all that makes a marker more than a cut.
-    if data.startswith(b"%") or any(sign in data for sign in (b"\n%", b"\n...", b"\r")):
-        return None
+def _cut_yaml(data: bytes) -> list[bytes]:
+    # No text or list goes on behind a marker, and a directive before one is wrong without it.
     *others, last = data.split(_MARKER)
     # The line's end belongs to what stands before the marker: a block of text may end with it.
     return [*(part + b"\n" for part in others), last]
