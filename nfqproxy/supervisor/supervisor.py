@@ -251,9 +251,9 @@ class Supervisor:
             )
 
     async def wait_ready(self) -> None:
-        """Wait until the workers decide; one that takes too long is left to its keeper."""
+        """Wait until the workers decide by what was published; one that is slow is left to its keeper."""
         for worker in self.workers:
-            if not await worker.wait_applied(1, _APPLY_TIMEOUT_S):
+            if not await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S):
                 log.warning("worker %s is slow to start", worker.pid)
 
     async def stop_workers(self) -> None:
