@@ -1,12 +1,13 @@
 """The composition root: builds the parts, decides the order of starting and stopping.
 
-Start: read everything that can be wrong (manifests, host), bind queues and start workers, and only then
-touch rules and sets. So a start that fails has changed nothing. Stop: the workers leave their queues
+Start: read everything that can be wrong (manifests, host), start workers and let them bind their queues,
+and only then touch rules and sets. So a start that fails has changed nothing. Stop: the workers leave their queues
 without losing a packet; rules, sets and the fallback stay and serve (``cleanup`` removes them).
 """
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -16,7 +17,7 @@ import time
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,7 +26,6 @@ from nfqproxy.api import admin, channel
 from nfqproxy.control.cluster import ClusterDiff, ClusterState
 from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.objects import Objects
-from nfqproxy.core.explain import Explainer, parse_packet
 from nfqproxy.core.health_ports import health_ports
 from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
@@ -46,6 +46,9 @@ from nfqproxy.supervisor.health_ports import HealthPorts
 from nfqproxy.supervisor.reconciler import Reconciler, SweepReport
 from nfqproxy.supervisor.supervisor import Supervisor
 from nfqproxy.supervisor.sync_health import SyncHealth
+
+if TYPE_CHECKING:
+    from nfqproxy.core.explain import Explainer
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,12 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
         bridge_interface=detector.bridge_interface,
         interface_name_prefix=detector.interface_name_prefix,
     )
+
+
+def _settle_memory() -> None:
+    """Let the collector look only at what is made from now on, not at the tables there are."""
+    gc.freeze()
+    gc.enable()
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -142,24 +151,23 @@ class App:
             raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
         if not self._config.manifests:
             raise InputError("no Services to serve; give a file or directory with --manifests")
+        # Nothing of what is made now goes again, so the collector would walk it over and over in vain.
+        gc.disable()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
         # From the first moment: a reload that comes during the start is done after it, not fatal.
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         with admin.listen() as listener, contextlib.closing(Routes()) as self._routes:
-            self._start_with(self._source.load())
-            await asyncio.to_thread(host_check.check_host, self._rules)
-            self._raise_if_stopped()
-            if once:
-                await self._program()
-                log.info("the kernel serves %d frontends by its fallback", len(self._wanted.plans))
-                return
-            self._affinities.open(time.clock_gettime(time.CLOCK_BOOTTIME))
             try:
-                await self._start_workers()
-                self._raise_if_stopped()
-                await self._program()
+                objects, rules, had_rules = await self._prepare(once=once)
+                await self._program(objects, rules, had_rules=had_rules)
+                if once:
+                    count = len(self._wanted.plans)
+                    log.info("the kernel serves %d frontends by its fallback", count)
+                    return
+                await self._supervisor.wait_ready()
+                _settle_memory()
                 await asyncio.to_thread(self._warn_of_mark_users)
                 await self._serve(listener, loop)
             finally:
@@ -203,25 +211,45 @@ class App:
         if self._stop.is_set():
             raise Interrupted
 
-    async def _start_workers(self) -> None:
+    async def _prepare(self, *, once: bool) -> tuple[Objects, RuleSettings, bool]:
+        """Do all that can go wrong and changes nothing, at a time what does not need each other.
+
+        Returns the objects, the rules for this host and whether it has some of ours already.
+        """
+        loop = asyncio.get_running_loop()
+        check = loop.run_in_executor(None, self._check_host)
+        try:
+            if not once:
+                await self._supervisor.launch_workers(self._configures())
+            objects = self._source.load()
+            rules, had_rules = await check
+            self._raise_if_stopped()
+            if not once:
+                await self._until_stopped(self._supervisor.bind_workers())
+                self._raise_if_stopped()
+                self._affinities.open(time.clock_gettime(time.CLOCK_BOOTTIME))
+            return objects, rules, had_rules
+        finally:
+            # The check cannot be cut short; of two faults one is told.
+            await asyncio.gather(check, return_exceptions=True)
+
+    def _check_host(self) -> tuple[RuleSettings, bool]:
+        backend = host_check.check_host(self._rules)
+        return msgspec.structs.replace(self._rules, iptables=backend), bool(rule_counters())
+
+    def _configures(self) -> list[channel.Configure]:
         config = self._config
-        await self._until_stopped(
-            self._supervisor.start_workers(
-                [
-                    channel.Configure(
-                        queue=config.first_queue + index,
-                        reader=config.reader,
-                        queue_length=config.queue_length,
-                        seed=None if config.seed is None else config.seed + index,
-                        shared_seed=self._shared_seed,
-                        mark_mask=None if self._marks is None else config.mark_mask,
-                    )
-                    for index in range(config.workers)
-                ],
-                self._wanted.plans,
-                self._wanted.node,
+        return [
+            channel.Configure(
+                queue=config.first_queue + index,
+                reader=config.reader,
+                queue_length=config.queue_length,
+                seed=None if config.seed is None else config.seed + index,
+                shared_seed=self._shared_seed,
+                mark_mask=None if self._marks is None else config.mark_mask,
             )
-        )
+            for index in range(config.workers)
+        ]
 
     async def _until_stopped(self, work: Awaitable[T]) -> T:
         """Await ``work``, or cancel it and raise Interrupted when a signal asks for the end."""
@@ -239,13 +267,21 @@ class App:
                 with contextlib.suppress(asyncio.CancelledError, NfqproxyError):
                     await task
 
-    async def _program(self) -> None:
-        """Put rules, sets and maps on the node; takes what it made back when it fails."""
-        had_rules = bool(await asyncio.to_thread(rule_counters))
+    async def _program(self, objects: Objects, rules: RuleSettings, *, had_rules: bool) -> None:
+        """Put rules, sets and maps on the node; takes what it made back when it fails.
+
+        The kernel's tools are at work while the plans are made, the workers while the sets are filled:
+        until a worker decides, its queue lets everything pass.
+        """
+        loop = asyncio.get_running_loop()
+        applied = loop.run_in_executor(None, node_rules.apply, rules)
         try:
-            await asyncio.to_thread(node_rules.apply, self._rules)
+            self._start_with(objects)
+            self._supervisor.feed_workers(self._wanted.plans, self._wanted.node)
+            await applied
             await self._supervisor.publish(self._wanted.plans, self._wanted.node)
-        except NfqproxyError:
+        except Exception:
+            await asyncio.gather(applied, return_exceptions=True)
             if not had_rules:
                 await asyncio.to_thread(node_rules.cleanup)
             raise
@@ -394,7 +430,7 @@ class App:
         self._wanted = Wanted(
             node=node,
             ports=steered_ports(self._cluster.ports.values(), self._settings),
-            plans=dict(self._plans.plans),
+            plans=self._plans.plans.copy(),
             altered=behind.union(change.keys),
         )
 
@@ -453,6 +489,9 @@ class App:
 
     async def _explain(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """``packets``: a list of {"from", "to"}; ``explanations`` in the same order."""
+        # Here: a proxy that nobody asks need not load it at its start.
+        from nfqproxy.core.explain import parse_packet
+
         routes = Routes()
         try:
             explainer = self._explainer(routes)
@@ -466,7 +505,9 @@ class App:
             routes.close()
         return {"explanations": explanations}
 
-    def _explainer(self, routes: Routes) -> Explainer:
+    def _explainer(self, routes: Routes) -> "Explainer":
+        from nfqproxy.core.explain import Explainer
+
         def masquerade_source(backend: str) -> str | None:
             found = routes.masquerade_source(ip_address(backend).packed)
             return str(ip_address(found)) if found else None

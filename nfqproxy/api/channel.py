@@ -40,6 +40,9 @@ class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
 
     revision: int
     is_whole: bool
+    """The beginning of a whole snapshot."""
+    is_last: bool = True
+    """False: more of the same revision follows. What is in parts need not be held as a whole."""
     pod_detector: PodDetector
     """What tells pods from other clients, from this revision on."""
     upserts: tuple[FrontendPlan, ...] = ()
@@ -47,7 +50,7 @@ class Plans(msgspec.Struct, tag="plans", frozen=True, kw_only=True):
     marks: tuple[FrontendMarks, ...] = ()
     """Marks that stand for backends, of frontends whose marks have changed; the kernel knows them."""
     affinities: tuple[AffinityRecord, ...] = ()
-    """With a whole snapshot: the records that must be known before the first packet is decided."""
+    """With the end of a whole snapshot: the records that must be known before the first packet is decided."""
 
 
 class Affinities(msgspec.Struct, tag="affinities", frozen=True):

@@ -7,10 +7,12 @@ A load balancer asks them once every few seconds; whatever the method and path, 
 import json
 import socket
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from aiohttp import web
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 __all__ = ["HealthAnswer", "HealthListener"]
 
@@ -59,12 +61,14 @@ class HealthAnswer(Struct, frozen=True, kw_only=True):
 class HealthListener:
     """One address and port that answers HTTP; made by :meth:`open`."""
 
-    def __init__(self, runner: web.ServerRunner) -> None:
+    def __init__(self, runner: "web.ServerRunner") -> None:
         self._runner = runner
 
     @classmethod
     async def open(cls, address: str, port: int, answer: Callable[[], HealthAnswer]) -> Self:
         """Listen; every request is answered with what ``answer()`` says then. OSError if it cannot."""
+        # Here: most nodes have no such port, and to load it takes a fifth of the program's start.
+        from aiohttp import web
 
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             told = answer()

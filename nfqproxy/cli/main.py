@@ -66,8 +66,6 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the console script and of ``python -m nfqproxy``."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="nfqproxy: %(message)s")
-    # It logs every inotify event at INFO.
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal without UTF-8 shows "?" for what it lacks (a bar, a Greek letter), and the rest.
         sys.stdout.reconfigure(errors="replace")

@@ -14,7 +14,7 @@ DEFAULT_AFFINITY_TIMEOUT_S = 10_800
 """The time-out of ClientIP affinity where sessionAffinityConfig gives none."""
 
 
-class ServicePortSpec(Struct, frozen=True, kw_only=True):
+class ServicePortSpec(Struct, frozen=True, kw_only=True, gc=False):
     """One entry of a Service's spec.ports."""
 
     name: str = ""
@@ -25,7 +25,7 @@ class ServicePortSpec(Struct, frozen=True, kw_only=True):
     """0: none."""
 
 
-class Service(Struct, frozen=True, kw_only=True):
+class Service(Struct, frozen=True, kw_only=True, gc=False):
     """v1 Service."""
 
     namespace: str
@@ -54,7 +54,7 @@ class Service(Struct, frozen=True, kw_only=True):
     """Annotation nfqproxy.io/weights: IP, targetRef name, node name or ``zone:NAME`` -> weight."""
 
 
-class SlicePort(Struct, frozen=True, kw_only=True):
+class SlicePort(Struct, frozen=True, kw_only=True, gc=False):
     """One entry of an EndpointSlice's ports; those without name or port are not kept."""
 
     name: str
@@ -62,7 +62,7 @@ class SlicePort(Struct, frozen=True, kw_only=True):
     port: int
 
 
-class SliceEndpoint(Struct, frozen=True, kw_only=True):
+class SliceEndpoint(Struct, frozen=True, kw_only=True, gc=False):
     """One entry of an EndpointSlice's endpoints; of its addresses the first counts."""
 
     address: str
@@ -77,7 +77,7 @@ class SliceEndpoint(Struct, frozen=True, kw_only=True):
     node_hints: tuple[str, ...] = ()
 
 
-class EndpointSlice(Struct, frozen=True, kw_only=True):
+class EndpointSlice(Struct, frozen=True, kw_only=True, gc=False):
     """discovery.k8s.io/v1 EndpointSlice of addressType IPv4 or IPv6."""
 
     namespace: str
@@ -93,7 +93,7 @@ class EndpointSlice(Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str] = {}
 
 
-class Node(Struct, frozen=True, kw_only=True):
+class Node(Struct, frozen=True, kw_only=True, gc=False):
     """v1 Node."""
 
     name: str
@@ -107,7 +107,7 @@ class Node(Struct, frozen=True, kw_only=True):
     deleting: bool = False
 
 
-class ServiceCidr(Struct, frozen=True, kw_only=True):
+class ServiceCidr(Struct, frozen=True, kw_only=True, gc=False):
     """networking.k8s.io/v1 ServiceCIDR."""
 
     name: str
@@ -126,7 +126,7 @@ def object_key(value: KubernetesObject) -> ObjectKey:
     return type(value), getattr(value, "namespace", ""), value.name
 
 
-class ObjectChange(Struct, frozen=True, kw_only=True):
+class ObjectChange(Struct, frozen=True, kw_only=True, gc=False):
     """The way from one moment to a later one."""
 
     upserts: tuple[KubernetesObject, ...] = ()
@@ -137,7 +137,7 @@ class ObjectChange(Struct, frozen=True, kw_only=True):
         return bool(self.upserts or self.removes)
 
 
-class Objects(Struct, frozen=True, kw_only=True):
+class Objects(Struct, frozen=True, kw_only=True, gc=False):
     """All objects of one moment."""
 
     services: tuple[Service, ...] = ()

@@ -123,13 +123,16 @@ Action = tuple[Callable[[], int], list[tuple[Target, bool]], Sticky | None]
 """pick; in its order, the targets each with "masquerade the client"; affinity, if any."""
 
 
-class Frontend:
-    """A compiled plan."""
+_PASS: Action = (_pick_nothing, [], None)
 
-    __slots__ = ("actions", "address", "allowed", "plan", "port", "targets")
+
+class Frontend:
+    """A compiled plan; the plan itself is not kept, it is larger than this."""
+
+    __slots__ = ("actions", "address", "allowed", "key", "port", "targets")
 
     def __init__(self, plan: FrontendPlan) -> None:
-        self.plan = plan
+        self.key = plan.key
         self.address = ip_address(plan.key.address).packed
         self.port = plan.key.port
         self.targets: dict[tuple[bytes, int], Target] = {}
@@ -206,7 +209,7 @@ class Dataplane:
             frontend = Frontend(plan)
             previous = table.get(key)
             kept = previous.targets if previous else {}
-            self._compile(frontend, kept)
+            self._compile(plan, frontend, kept)
             table[key] = frontend
             _unmark(target for each, target in kept.items() if each not in frontend.targets)
 
@@ -308,19 +311,18 @@ class Dataplane:
     def picks(self) -> dict[tuple[FrontendKey, bytes, int], int]:
         """Picks so far per frontend and backend, zero ones left out."""
         return {
-            (frontend.plan.key, target.address, target.port): target.picks
+            (frontend.key, target.address, target.port): target.picks
             for table in self._tables.values()
             for frontend in table.values()
             for target in frontend.targets.values()
             if target.picks
         }
 
-    def _compile(self, frontend: Frontend, kept: dict[tuple[bytes, int], Target]) -> None:
-        plan = frontend.plan
+    def _compile(
+        self, plan: FrontendPlan, frontend: Frontend, kept: dict[tuple[bytes, int], Target]
+    ) -> None:
         # Backends of both candidate sets share their targets.
         target_lists: list[list[tuple[Target, bool]]] = []
-        pickers: list[Callable[[], int]] = []
-        stickies = [self._sticky(plan, candidates) for candidates in plan.candidate_sets]
         for candidates in plan.candidate_sets:
             row = []
             for backend in candidates.backends:
@@ -329,26 +331,36 @@ class Dataplane:
                 frontend.targets[identity] = target
                 row.append((target, not backend.in_pod_network))
             target_lists.append(row)
-            balancer = balancers.create(plan.balancer)
-            balancer.update([backend.weight for backend in candidates.backends], self._chance(plan))
-            pickers.append(balancer.pick)
+        stickies = [self._sticky(plan, candidates) for candidates in plan.candidate_sets]
+        # Each is made once, however many classes of client use it; a set that none uses has no picker.
+        pickers: dict[int, Callable[[], int]] = {}
+        actions: dict[tuple[int, bool, bool], Action] = {}
         for client_class in ClientClass:
             action = plan.actions[client_class]
             if action.verdict is Verdict.DROP:
                 continue
             if action.verdict is not Verdict.BACKEND:
                 # Refused or left alone: the packet passes, and the kernel's own rules decide.
-                frontend.actions[client_class] = (_pick_nothing, [], None)
+                frontend.actions[client_class] = _PASS
                 continue
+            number = action.candidates
+            if number not in pickers:
+                balancer = balancers.create(plan.balancer)
+                weights = [backend.weight for backend in plan.candidate_sets[number].backends]
+                balancer.update(weights, self._chance(plan))
+                pickers[number] = balancer.pick
             outside_counts = client_class is ClientClass.POD
-            frontend.actions[client_class] = (
-                pickers[action.candidates],
-                [
-                    (target, action.masquerade or (outside_counts and is_outside))
-                    for target, is_outside in target_lists[action.candidates]
-                ],
-                stickies[action.candidates],
-            )
+            kind = (number, action.masquerade, outside_counts and not action.masquerade)
+            if kind not in actions:
+                actions[kind] = (
+                    pickers[number],
+                    [
+                        (target, action.masquerade or (outside_counts and is_outside))
+                        for target, is_outside in target_lists[number]
+                    ],
+                    stickies[number],
+                )
+            frontend.actions[client_class] = actions[kind]
 
     def _template(
         self, frontend: Frontend, target: Target, *, masquerade: bool
@@ -363,7 +375,7 @@ class Dataplane:
             self.no_route += 1
             return None
         made = template.build(
-            protocol=frontend.plan.key.protocol,
+            protocol=frontend.key.protocol,
             frontend=(frontend.address, frontend.port),
             backend=(target.address, target.port),
             masquerade_source=source or None,

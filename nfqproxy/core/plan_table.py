@@ -7,7 +7,7 @@ Beside kube-proxy only steered Services have plans, and of these only frontends 
 stay with kube-proxy.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import MappingProxyType
 
 from msgspec import Struct
@@ -54,8 +54,8 @@ class PlanTable:
         self._plans: dict[FrontendKey, FrontendPlan] = {}
         self._claims: dict[FrontendKey, dict[_Claim, FrontendPlan]] = {}
         self._keys_of: dict[ServicePortName, tuple[tuple[int, FrontendKey], ...]] = {}
-        self.plans: Mapping[FrontendKey, FrontendPlan] = MappingProxyType(self._plans)
-        """The present plans: a live view, copy it to keep it."""
+        self.plans: MappingProxyType[FrontendKey, FrontendPlan] = MappingProxyType(self._plans)
+        """The present plans: a live view, ``copy`` it to keep it (``dict()`` would hash all keys anew)."""
 
     def replace(self, ports: Iterable[ServicePort], node: NodeContext) -> PlanChange:
         """Take these as all service ports there are, on a node that may have changed."""

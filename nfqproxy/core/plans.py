@@ -39,6 +39,8 @@ def is_steered(port: ServicePort, settings: NodeSettings) -> bool:
 
 def steered_ports(ports: Iterable[ServicePort], settings: NodeSettings) -> tuple[ServicePort, ...]:
     """The service ports that are this proxy's business."""
+    if settings.steer_all or not settings.is_overlay:
+        return tuple(ports)  # thousands, at every change
     return tuple(port for port in ports if is_steered(port, settings))
 
 
@@ -89,7 +91,10 @@ class Planner:
             return
         number = port.node_port if kind is FrontendKind.NODE_PORT else port.port
         found = candidate_sets(port, self._node.node_name, self._node.zone)
-        sets = (self._candidates(found.cluster), self._candidates(found.local))
+        cluster = self._candidates(found.cluster)
+        # Often the same: then held once.
+        local = cluster if found.local == found.cluster else self._candidates(found.local)
+        sets = (cluster, local)
         if kind is FrontendKind.CLUSTER_IP:
             policy = port.internal_policy
             actions = self._internal_actions(port, _Pickable(found))

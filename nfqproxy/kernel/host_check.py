@@ -92,7 +92,8 @@ def _in_new_namespace(function: Callable[[], str]) -> str:
 def _rehearse(settings: RuleSettings, backend: IptablesBackend) -> str:
     """Return what is wrong, "" when the rules load."""
     try:
-        node_rules.apply(replace(settings, iptables=backend))
+        # More slots are more of the same, and most of the time that loading takes.
+        node_rules.apply(replace(settings, iptables=backend, slots=1))
     except NfqproxyError as error:
         lacking = [
             text for family in settings.families for text in _lacking(family, backend, settings)

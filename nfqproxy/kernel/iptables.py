@@ -115,7 +115,9 @@ def _backend_of(tool: str) -> IptablesBackend:
     return IptablesBackend.NFT if nft else IptablesBackend.LEGACY
 
 
-def tables(family: Family, backend: IptablesBackend) -> list[str]:
+def tables(
+    family: Family, backend: IptablesBackend, listing: nft.Listing | None = None
+) -> list[str]:
     """Return the tables that exist. Looking into one that does not would create it (legacy)."""
     if backend is IptablesBackend.LEGACY:
         names = "ip_tables_names" if family is Family.IPV4 else "ip6_tables_names"
@@ -125,26 +127,28 @@ def tables(family: Family, backend: IptablesBackend) -> list[str]:
         except OSError:
             return []
         return [table for table in _TABLES if table in known]
-    existing = builtin_chains(family)
+    existing = builtin_chains(family, listing)
     return [table for table in _TABLES if table in existing]
 
 
-def builtin_chains(family: Family) -> dict[str, dict[str, str]]:
+def builtin_chains(family: Family, listing: nft.Listing | None = None) -> dict[str, dict[str, str]]:
     """Return table -> base chain -> policy of the nft back end."""
     return {
         table: {chain: policy for chain, policy in chains.items() if policy is not None}
-        for (ip, table), chains in nft.list_chains().items()
+        for (ip, table), chains in (nft.list_chains() if listing is None else listing).items()
         if ip == _NFT[family] and table in _TABLES
     }
 
 
-def read_own(family: Family, backend: IptablesBackend) -> dict[str, OwnRules]:
+def read_own(
+    family: Family, backend: IptablesBackend, listing: nft.Listing | None = None
+) -> dict[str, OwnRules]:
     """Return what the existing tables of a back end hold of ours; tables without are left out."""
     save = command(family, backend, "save")
     if save is None:
         return {}
     found = {}
-    for table in tables(family, backend):
+    for table in tables(family, backend, listing):
         own = parse_own(commands.run([save, "-t", table]))
         if own:
             found[table] = own
@@ -201,9 +205,11 @@ def restore(
     commands.run([*argv, "--test"] if only_check else argv, text)
 
 
-def made_here(family: Family, hooks: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+def made_here(
+    family: Family, hooks: Iterable[tuple[str, str]], listing: nft.Listing | None = None
+) -> dict[tuple[str, str], str]:
     """Return the comment for jumps whose chain or table (nft back end) does not exist yet."""
-    existing = builtin_chains(family)
+    existing = builtin_chains(family, listing)
     comments = {}
     for table, chain in hooks:
         if table not in existing:
@@ -219,7 +225,9 @@ def drop_made(family: Family, before: dict[str, OwnRules]) -> list[str]:
     ``before`` is what ``read_own`` said before our rules were taken out. A chain that holds a rule
     or a policy other than ACCEPT now belongs to somebody else and stays, and so does its table.
     """
-    removed = []
+    removed: list[str] = []
+    if not before:
+        return removed
     ip = _NFT[family]
     builtin = builtin_chains(family)
     for table, own in before.items():
@@ -274,11 +282,12 @@ def choose_backend(wanted: IptablesBackend) -> IptablesBackend:
 
 def listings(backend: IptablesBackend) -> Iterator[tuple[str, list[str]]]:
     """Return (command, its lines) for every table of both families that exists."""
+    listing = nft.list_chains() if backend is IptablesBackend.NFT else None
     for family in Family:
         save = command(family, backend, "save")
         if save is None:
             continue
-        for table in tables(family, backend):
+        for table in tables(family, backend, listing):
             try:
                 yield f"{save} -t {table}", commands.run([save, "-t", table]).splitlines()
             except KernelError:

@@ -46,16 +46,17 @@ def apply(settings: RuleSettings) -> IptablesBackend:
     """
     backend = iptables.choose_backend(settings.iptables)
     other = _BACKENDS[1 - _BACKENDS.index(backend)]
-    before = {family: iptables.read_own(family, backend) for family in Family}
+    listing = nft.list_chains()
+    before = {family: iptables.read_own(family, backend, listing) for family in Family}
     sets_before = _our_sets()
     touched: list[Family] = []
-    tables_before = _our_tables()
+    tables_before = _our_tables(listing)
     was_marked = _is_marked(tables_before)
     marks = _localnet_marks(settings, was_marked=was_marked)
     try:
         _apply_sets(settings)
         texts = {
-            family: _iptables_text(family, settings, backend, before[family])
+            family: _iptables_text(family, settings, backend, before[family], listing)
             for family in settings.families
         }
         for family, text in texts.items():
@@ -112,11 +113,15 @@ def _localnet_marks(settings: RuleSettings, *, was_marked: bool) -> tuple[str, .
 
 
 def _iptables_text(
-    family: Family, settings: RuleSettings, backend: IptablesBackend, own: dict[str, OwnRules]
+    family: Family,
+    settings: RuleSettings,
+    backend: IptablesBackend,
+    own: dict[str, OwnRules],
+    listing: nft.Listing,
 ) -> str:
     comments = {}
     if backend is IptablesBackend.NFT:
-        comments = iptables.made_here(family, hooks(settings))
+        comments = iptables.made_here(family, hooks(settings), listing)
         for table, chain in hooks(settings):
             mark = own.get(table, OwnRules()).made(chain)
             if mark:
@@ -157,21 +162,31 @@ def _put_back(family: Family, backend: IptablesBackend, before: dict[str, OwnRul
 
 def _apply_sets(settings: RuleSettings) -> None:
     """Make the sets. One that exists with other parameters is exchanged for an empty new one."""
-    for family in settings.families:
-        for kind in set_kinds(settings):
-            line = create_set(kind, family, settings)
-            try:
-                commands.run(["ipset", "-exist", "restore"], line + "\n")
-            except KernelError:
-                name = f"{SET_PREFIX}{kind}-{int(family)}"
-                if name not in _our_sets():
-                    raise
-                fresh = f"{SET_PREFIX}next-{int(family)}"
-                commands.run(
-                    ["ipset", "restore"],
-                    f"{create_set(kind, family, settings, name=fresh)}\n"
-                    f"swap {fresh} {name}\ndestroy {fresh}\n",
-                )
+    lines = {
+        (family, kind): create_set(kind, family, settings) + "\n"
+        for family in settings.families
+        for kind in set_kinds(settings)
+    }
+    try:
+        commands.run(["ipset", "-exist", "restore"], "".join(lines.values()))
+    except KernelError:
+        for (family, kind), line in lines.items():
+            _apply_set(family, kind, line, settings)
+
+
+def _apply_set(family: Family, kind: str, line: str, settings: RuleSettings) -> None:
+    try:
+        commands.run(["ipset", "-exist", "restore"], line)
+    except KernelError:
+        name = f"{SET_PREFIX}{kind}-{int(family)}"
+        if name not in _our_sets():
+            raise
+        fresh = f"{SET_PREFIX}next-{int(family)}"
+        commands.run(
+            ["ipset", "restore"],
+            f"{create_set(kind, family, settings, name=fresh)}\n"
+            f"swap {fresh} {name}\ndestroy {fresh}\n",
+        )
 
 
 def _apply_nft(
@@ -233,7 +248,7 @@ def cleanup() -> list[str]:
     for backend in _BACKENDS:
         for family in Family:
             removed += _remove_iptables(family, backend)
-    tables = _our_tables()
+    tables = _our_tables(nft.list_chains())
     if _is_marked(tables):
         # Before the rules that guard 127.0.0.0/8 go.
         route_localnet.turn(on=False)
@@ -269,11 +284,11 @@ def _our_sets() -> set[str]:
     return {name for name in names if name.startswith(SET_PREFIX)}
 
 
-def _our_tables() -> dict[str, set[str]]:
+def _our_tables(listing: nft.Listing) -> dict[str, set[str]]:
     """Return "family name" of our nft tables with the names of their chains."""
     return {
         f"{family} {name}": set(chains)
-        for (family, name), chains in nft.list_chains().items()
+        for (family, name), chains in listing.items()
         if name == NFT_TABLE or name.startswith(NFT_TABLE + "-")
     }
 

@@ -11,7 +11,7 @@ import errno
 import socket
 
 from nfqproxy.errors import HostError, KernelError, NfqproxyError
-from nfqproxy.kernel.counters import queue_statistics
+from nfqproxy.kernel.queue_statistics import queue_statistics
 from nfqproxy.wire import nfqueue, nlmsg
 
 QUEUE_TABLE = "/proc/net/netfilter/nfnetlink_queue"

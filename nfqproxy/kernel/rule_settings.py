@@ -5,6 +5,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from nfqproxy.control.node import INTERFACE_NAME
+from nfqproxy.core.slots import MAX_SLOTS
 from nfqproxy.errors import InputError
 from nfqproxy.model import DEFAULT_MARK_MASK, DataPath, Family, MarkMask
 
@@ -48,6 +49,9 @@ class RuleSettings(Struct, frozen=True, kw_only=True):
     """Detector InterfaceNamePrefix: who arrives by an interface of such a name is a pod."""
     localhost_node_ports: bool = False
     """Serve node ports on 127.0.0.1: sets the sysctl route_localnet and guards 127.0.0.0/8."""
+
+    slots: int = MAX_SLOTS
+    """Slots of the fallback, all of which the plans may use; fewer do for seeing whether rules load."""
 
     mark_mask: int = DEFAULT_MARK_MASK
     """Data path ``mark``: the bits of a packet's mark that are ours."""

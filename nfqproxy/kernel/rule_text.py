@@ -12,7 +12,7 @@ from string import Template
 
 from msgspec import Struct
 
-from nfqproxy.core.fallback import MASQUERADE_CHAINS, MAX_SLOTS, VIEWS
+from nfqproxy.core.fallback import MASQUERADE_CHAINS, VIEWS
 from nfqproxy.errors import HostError
 from nfqproxy.kernel.rule_settings import RuleMode, RuleSettings
 from nfqproxy.model import Family, MarkMask
@@ -161,9 +161,9 @@ def _slot_chain(view: str, slot: int, family: Family) -> str:
     return _chain(f"{view}slot-{slot}", f"dnat {ip} to {key} map @{view}backends-{slot}")
 
 
-def _pick_chains(view: str, family: Family) -> Iterable[str]:
+def _pick_chains(view: str, family: Family, slots: int) -> Iterable[str]:
     # Each with a map of its own: older kernels walk all of a map for every element that leads to it.
-    for count in range(1, MAX_SLOTS + 1):
+    for count in range(1, slots + 1):
         draw = ", ".join(f"{slot} : goto {view}slot-{slot}" for slot in range(count))
         yield _chain(f"{view}pick-{count}", f"numgen random mod {count} vmap {{ {draw} }}")
         by_source = f"jhash {_IP[family]} saddr mod {count} seed {_HASH_SEED:#x}"
@@ -209,13 +209,15 @@ def nft_text(family: Family, settings: RuleSettings) -> str:
             return empty + _marks_text(family, settings.marks)
         return _template("keepalive.nft").substitute(ip=ip, addr=addr)
     pods = _pods(family, settings)
-    slots = [(view, slot) for view in VIEWS for slot in range(MAX_SLOTS)]
+    slots = [(view, slot) for view in VIEWS for slot in range(settings.slots)]
     text = _template("fallback.nft").substitute(
         ip=ip,
         addr=addr,
         backend_maps="\n".join(_backend_map(view, slot, family) for view, slot in slots),
         slot_chains="\n".join(_slot_chain(view, slot, family) for view, slot in slots),
-        pick_chains="\n".join(text for view in VIEWS for text in _pick_chains(view, family)),
+        pick_chains="\n".join(
+            text for view in VIEWS for text in _pick_chains(view, family, settings.slots)
+        ),
         masquerade_chains="\n".join(
             _masquerade_chain(name, classes, family, pods)
             for classes, name in MASQUERADE_CHAINS.items()

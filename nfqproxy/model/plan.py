@@ -20,7 +20,7 @@ class Verdict(StrEnum):
     PASS = "pass"
 
 
-class Backend(Struct, frozen=True, kw_only=True):
+class Backend(Struct, frozen=True, kw_only=True, gc=False):
     """An address that serves a frontend."""
 
     address: str
@@ -32,13 +32,13 @@ class Backend(Struct, frozen=True, kw_only=True):
     """False: outside every pod CIDR, so a pod's connection is masqueraded too (KERNEL 2.4)."""
 
 
-class CandidateSet(Struct, frozen=True, kw_only=True):
+class CandidateSet(Struct, frozen=True, kw_only=True, gc=False):
     """Backends a pick draws from: the cluster set C or the local set L (SEMANTICS 2.3)."""
 
     backends: tuple[Backend, ...]
 
 
-class Action(Struct, frozen=True, kw_only=True):
+class Action(Struct, frozen=True, kw_only=True, gc=False):
     """What happens to one class of client."""
 
     verdict: Verdict
@@ -48,7 +48,7 @@ class Action(Struct, frozen=True, kw_only=True):
     """Masquerade whatever backend is picked (hairpin and non-pod backends come on top)."""
 
 
-class FrontendPlan(Struct, frozen=True, kw_only=True):
+class FrontendPlan(Struct, frozen=True, kw_only=True, gc=False):
     """The decision table of one frontend."""
 
     key: FrontendKey

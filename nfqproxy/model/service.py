@@ -47,7 +47,7 @@ class ClientClass(IntEnum):
     EXTERNAL = 2
 
 
-class FrontendKey(Struct, frozen=True, order=True):
+class FrontendKey(Struct, frozen=True, order=True, gc=False):
     """A virtual address that clients connect to."""
 
     protocol: Protocol
@@ -64,7 +64,7 @@ class FrontendKey(Struct, frozen=True, order=True):
         return f"{host}:{self.port}/{self.protocol.name.lower()}"
 
 
-class Endpoint(Struct, frozen=True, kw_only=True):
+class Endpoint(Struct, frozen=True, kw_only=True, gc=False):
     """One serving address of one service port, merged from all its EndpointSlices."""
 
     address: str
@@ -81,7 +81,7 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     node_hints: tuple[str, ...] = ()
 
 
-class ServicePortName(Struct, frozen=True, order=True):
+class ServicePortName(Struct, frozen=True, order=True, gc=False):
     """Identity of a service port within one family."""
 
     namespace: str
@@ -95,7 +95,7 @@ class ServicePortName(Struct, frozen=True, order=True):
         return f"{self.namespace}/{self.service}{name}"
 
 
-class ServicePort(Struct, frozen=True, kw_only=True):
+class ServicePort(Struct, frozen=True, kw_only=True, gc=False):
     """Everything the proxy knows of one port of one Service in one family."""
 
     name: ServicePortName
@@ -118,7 +118,7 @@ class ServicePort(Struct, frozen=True, kw_only=True):
     """Sorted by "ip:port" text."""
 
 
-class PodDetector(Struct, frozen=True, kw_only=True):
+class PodDetector(Struct, frozen=True, kw_only=True, gc=False):
     """What tells pods from other clients (SEMANTICS 2.4); with nothing set nobody is a pod."""
 
     cluster_cidrs: tuple[str, ...] = ()
@@ -134,7 +134,7 @@ class PodDetector(Struct, frozen=True, kw_only=True):
         return bool(self.bridge_interface or self.interface_name_prefix)
 
 
-class NodeContext(Struct, frozen=True, kw_only=True):
+class NodeContext(Struct, frozen=True, kw_only=True, gc=False):
     """What a decision must know of the node it runs on."""
 
     node_name: str

@@ -9,12 +9,14 @@ Words are resolved as by PyYAML's safe loader (YAML 1.1: yes, on, 0777, 1_000 ar
 Anchors, aliases and merge keys are understood, tags of other languages are refused.
 """
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Iterator
 from typing import Any, NoReturn, TypeAlias
 
+import msgspec
 import yaml
 from yaml.events import (
     AliasEvent,
@@ -50,6 +52,11 @@ class DocumentError(Exception):
 
 def parse_json(text: str) -> Value:
     """The value of one JSON text; raises DocumentError."""
+    with contextlib.suppress(msgspec.MsgspecError, RecursionError, OverflowError):
+        quick: Value = msgspec.json.decode(text)
+        # Several times quicker, but of a key given twice it keeps the last: then this would be shorter.
+        if msgspec.json.encode(quick) == msgspec.json.format(text.encode(), indent=-1):
+            return quick
     try:
         value: Value = json.loads(text, object_pairs_hook=_unique_members)
     except json.JSONDecodeError as error:

@@ -6,7 +6,6 @@ one fault anywhere and the whole new state is refused.
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from nfqproxy.sources import paths as on_disk
 from nfqproxy.sources.decode import KINDS, decode, object_name
 from nfqproxy.sources.document import DocumentError, Value, parse_json, parse_yaml
 from nfqproxy.sources.fields import Context
+from nfqproxy.sources.parts import cut
 from nfqproxy.sources.watch import watch
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 RETRY_S = 0.15
 """A bad file is read again after this long before it is called bad, seconds: editors that write in
 place leave it empty or cut off for a moment."""
+
+_SMALL_BYTES = 16 * 1024
+"""Files of together so many bytes are read in a few milliseconds: quicker than a thread is asked to."""
 
 
 def load(paths: Sequence[Path]) -> Objects:
@@ -44,7 +47,8 @@ def load(paths: Sequence[Path]) -> Objects:
     return loader.objects
 
 
-_FileObjects: TypeAlias = tuple[bytes, tuple[KubernetesObject, ...]]
+_Parts: TypeAlias = dict[int, tuple[KubernetesObject, ...]]
+"""Of one file: hash of each part's bytes, and the objects in it."""
 
 
 class Loader:
@@ -55,8 +59,7 @@ class Loader:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
-        # File -> digest of its bytes, and the objects in it.
-        self._known: dict[Path, _FileObjects] = {}
+        self._known: dict[Path, _Parts] = {}
         self._found: dict[ObjectKey, KubernetesObject] = {}
 
     @property
@@ -72,12 +75,13 @@ class Loader:
 
     def load(self) -> ObjectChange:
         """Look at all files; raises ManifestError."""
-        known: dict[Path, _FileObjects] = {}
+        known: dict[Path, _Parts] = {}
         found: dict[ObjectKey, KubernetesObject] = {}
         for file in on_disk.files(self._paths):
             known[file] = self._read(file)
-            for item in known[file][1]:
-                _add(found, item)
+            for items in known[file].values():
+                for item in items:
+                    _add(found, item)
         if not found:
             raise ManifestError(
                 f"no {', '.join(KINDS)} in it; give manifests of Services and EndpointSlices",
@@ -95,11 +99,15 @@ class Loader:
         if any(file not in self._known for file in files):
             return self.load()
         read = {file: self._read(file) for file in files}
-        before = {object_key(item): item for file in files for item in self._known[file][1]}
+        before: dict[ObjectKey, KubernetesObject] = {}
         after: dict[ObjectKey, KubernetesObject] = {}
-        for _, items in read.values():
-            for item in items:
-                _add(after, item)
+        for file, parts in read.items():
+            known = self._known[file]
+            for digest in known.keys() - parts.keys():
+                before.update((object_key(item), item) for item in known[digest])
+            for digest in parts.keys() - known.keys():
+                for item in parts[digest]:
+                    _add(after, item)
         for key, item in after.items():
             if key not in before and key in self._found:
                 _add(self._found, item)  # raises: another file has it
@@ -115,13 +123,16 @@ class Loader:
             removes=removes,
         )
 
-    def _read(self, file: Path) -> _FileObjects:
+    def _read(self, file: Path) -> _Parts:
         data = on_disk.read(file)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        before = self._known.get(file)
-        if before is not None and before[0] == digest:
-            return before
-        return digest, tuple(_objects(file, data))
+        before = self._known.get(file, {})
+        with contextlib.suppress(DocumentError, UnicodeDecodeError, ManifestError):
+            parts = _parts(file, data, before)
+            if parts:
+                return parts
+        # One part; or something is wrong, and its place in the file is to be told.
+        digest = hash(data)
+        return {digest: before.get(digest) or tuple(_objects(file, data))}
 
 
 def _order(key: ObjectKey) -> tuple[str, str, str]:
@@ -186,10 +197,12 @@ class FileSource:
                     yield change
 
     async def _read_patiently(self, files: Collection[Path] | None) -> ObjectChange:
-        # In a thread: a large YAML file takes long enough to be felt by the event loop.
         try:
             if files is None:
                 return await asyncio.to_thread(self._loader.load)
+            if sum(on_disk.file_status(str(file))[-1] for file in files) <= _SMALL_BYTES:
+                return self._loader.load_altered(files)
+            # In a thread: a large YAML file takes long enough to be felt by the event loop.
             return await asyncio.to_thread(self._loader.load_altered, files)
         except ManifestError:
             # The rest of the change may have come meanwhile, in other files too.
@@ -234,6 +247,45 @@ def _objects(file: Path, data: bytes) -> Iterator[KubernetesObject]:
         raise ManifestError("is empty; put manifests in it or remove it", file=str(file))
 
 
+def _parts(file: Path, data: bytes, before: _Parts) -> _Parts:
+    """The objects of a file that can be cut, by part; what ``before`` has already is not parsed.
+
+    Empty: not to be cut, or nothing in it. Raises what is wrong with a part without telling where.
+    """
+    is_json = file.suffix == ".json"
+    pieces = cut(data, is_json=is_json)
+    if pieces is None:
+        return {}
+    context = Context(str(file))
+    kind, frame = "", b""
+    if is_json:
+        frame = pieces.pop(0)
+        value = parse_json(frame.decode())
+        kind = _list_kind(value) if isinstance(value, dict) else ""
+        if not kind:
+            return {}
+    salt = hash(frame)
+    found: _Parts = {}
+    for piece in pieces:
+        digest = hash((salt, piece))
+        if found.get(digest):
+            return {}  # the same object twice
+        items = before.get(digest)
+        if items is None:
+            text = piece.decode()
+            if is_json:
+                items = tuple(_list_item(parse_json(text), kind, context, ""))
+            else:
+                items = tuple(
+                    item
+                    for value in parse_yaml(text)
+                    if value is not None
+                    for item in _unfold(value, context, "")
+                )
+        found[digest] = items
+    return found if any(found.values()) else {}
+
+
 def _unfold(value: Value, context: Context, position: str) -> Iterator[KubernetesObject]:
     """The objects of one document, which may be a list of objects."""
     if not isinstance(value, dict) or not (kind := _list_kind(value)):
@@ -249,24 +301,28 @@ def _unfold(value: Value, context: Context, position: str) -> Iterator[Kubernete
             object_name=f"{value['kind']} ({position})",
             field="items",
         )
-    group, version = KINDS.get(kind, ("", ""))
     for index, inner in enumerate(items or ()):
-        at = f"{position}, items[{index}]"
-        if not isinstance(inner, dict):
-            decode(inner, context, at)  # raises
-            continue
+        yield from _list_item(inner, kind, context, f"{position}, items[{index}]")
+
+
+def _list_item(
+    inner: Value, kind: str, context: Context, position: str
+) -> Iterator[KubernetesObject]:
+    """The object that stands in a list of this kind, if the proxy uses it."""
+    if isinstance(inner, dict):
         if _list_kind(inner):
             raise ManifestError(
                 "is a list inside a list; write its items out",
                 file=context.origin,
-                object_name=f"{inner['kind']} ({at})",
+                object_name=f"{inner['kind']} ({position})",
             )
         if kind in KINDS and "kind" not in inner:
             # The API's own lists (ServiceList) do not repeat the kind in their items.
+            group, version = KINDS[kind]
             inner = {"apiVersion": f"{group}/{version}".lstrip("/"), "kind": kind, **inner}
-        item = decode(inner, context, at)
-        if item is not None:
-            yield item
+    item = decode(inner, context, position)
+    if item is not None:
+        yield item
 
 
 def _list_kind(value: dict[object, object]) -> str:

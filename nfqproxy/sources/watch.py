@@ -1,4 +1,4 @@
-"""Following manifest paths by inotify (watchfiles).
+"""Following manifest paths by inotify.
 
 Watched are the directories that hold the files, not the files: so an editor's rename-over and a
 ConfigMap's swap of its ``..data`` link are seen. What inotify cannot tell (a watched directory
@@ -11,22 +11,19 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
-
-import watchfiles
 
 from nfqproxy.sources import paths as on_disk
+from nfqproxy.sources.inotify import Inotify
 
 logger = logging.getLogger(__name__)
 
-_Burst: TypeAlias = set[tuple[watchfiles.Change, str]]
-
 RECHECK_S = 1.0
 """How often file status is compared beside inotify, seconds; as much again per 1,000 files."""
-SETTLE_MS = 5
-"""A burst of changes ends after this long without one, milliseconds."""
+SETTLE_MS = 1
+"""A burst of changes ends after this long without one, milliseconds. (What is slower comes as two: a file
+that is cut off then is read again, see the file source.)"""
 BURST_MS = 400
 """A burst that does not end is told after this long, milliseconds."""
 
@@ -45,24 +42,14 @@ async def watch(
     while not stop.is_set():
         directories = on_disk.directories(paths)
         known = _by_absolute_name(seen)
-        watcher = watchfiles.awatch(
-            *directories,
-            watch_filter=None,
-            debounce=BURST_MS,
-            step=SETTLE_MS,
-            stop_event=stop,
-            # In proportion for thousands of files: a look costs some 14 us for each.
-            rust_timeout=round(RECHECK_S * 1000 * (1 + len(seen) / 1000)),
-            yield_on_timeout=True,
-            recursive=False,
-        )
+        # In proportion for thousands of files: a look costs some 14 us for each.
+        watcher = _bursts(directories, stop, RECHECK_S * (1 + len(seen) / 1000))
         try:
-            async with contextlib.aclosing(_from_now(watcher)) as bursts:
-                async for burst in bursts:
-                    if burst and on_disk.directories(paths) != directories:
+            async with contextlib.aclosing(watcher) as bursts:
+                async for names in bursts:
+                    if names and on_disk.directories(paths) != directories:
                         break
-                    names = {name for _, name in burst}
-                    altered = _altered(names, known) if burst else None
+                    altered = _altered(names, known) if names else None
                     if altered is None:
                         now = await asyncio.to_thread(on_disk.status, paths)
                         # A write that leaves time and size as they were is told by inotify alone.
@@ -81,9 +68,8 @@ async def watch(
         except FileNotFoundError:
             # A directory went between listing and watching: list again.
             await asyncio.sleep(0.05)
-        except (OSError, RuntimeError) as error:
-            # watchfiles tells the kernel's refusals (EMFILE, ENOSPC: inotify's limits) as
-            # RuntimeError. The status of the files can still be compared.
+        except OSError as error:
+            # inotify's limits: EMFILE, ENOSPC. The status of the files can still be compared.
             if not is_told:
                 is_told = True
                 logger.warning(
@@ -92,33 +78,58 @@ async def watch(
                     error,
                     RECHECK_S,
                 )
-            await _pause(stop, RECHECK_S)
+            await _happens(stop, RECHECK_S)
             now = await asyncio.to_thread(on_disk.status, paths)
             if now != seen:
                 seen = now
                 yield None
 
 
-async def _from_now(watcher: AsyncGenerator[_Burst, None]) -> AsyncGenerator[_Burst, None]:
-    """An empty burst as soon as the watch stands, then its bursts.
+async def _bursts(
+    directories: Iterable[str], stop: asyncio.Event, recheck_s: float
+) -> AsyncGenerator[set[str], None]:
+    """The paths of each burst of changes; an empty one when nothing has happened for ``recheck_s``.
 
-    So that what changed before can be looked for without missing what changes meanwhile.
+    The first is empty and comes as soon as the watch stands, so that what changed before can be looked
+    for without missing what changes meanwhile.
     """
-    async with contextlib.aclosing(watcher):
-        first = asyncio.ensure_future(anext(watcher, None))
+    loop = asyncio.get_running_loop()
+    heard = asyncio.Event()
+    names: set[str] = set()
+    with contextlib.closing(Inotify(directories)) as inotify:
+
+        def hear() -> None:
+            names.update(inotify.read())
+            heard.set()
+
+        stopped = asyncio.ensure_future(stop.wait())
+        stopped.add_done_callback(lambda _: heard.set())
+        loop.add_reader(inotify.fileno(), hear)
         try:
-            # awatch sets its watches up before it first waits, which it does within this one step.
-            await asyncio.sleep(0)
-            if not first.done():
-                yield set()
-            burst = await first
+            yield set()
+            while not stop.is_set():
+                if await _happens(heard, recheck_s):
+                    end_s = loop.time() + BURST_MS / 1000
+                    while loop.time() < end_s:
+                        heard.clear()
+                        if not await _happens(heard, SETTLE_MS / 1000):
+                            break
+                    heard.clear()
+                if stop.is_set():
+                    return
+                burst = set(names)
+                names.clear()
+                yield burst
         finally:
-            if not first.done():
-                first.cancel()
-                await asyncio.gather(first, return_exceptions=True)
-        while burst is not None:
-            yield burst
-            burst = await anext(watcher, None)
+            loop.remove_reader(inotify.fileno())
+            stopped.cancel()
+
+
+async def _happens(event: asyncio.Event, within_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    return event.is_set()
 
 
 def _by_absolute_name(seen: on_disk.Status) -> dict[str, str]:
@@ -146,9 +157,3 @@ def _altered(names: set[str], known: dict[str, str]) -> list[str] | None:
         elif name.endswith(on_disk.SUFFIXES):
             return None
     return altered
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()

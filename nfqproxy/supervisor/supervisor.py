@@ -7,7 +7,7 @@ sends packets to the queue; a removed one leaves that set first. Changes that al
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from nfqproxy.api import channel
@@ -19,6 +19,8 @@ from nfqproxy.supervisor.worker_process import WorkerProcess
 log = logging.getLogger(__name__)
 
 _APPLY_TIMEOUT_S = 10.0
+_PART = 250
+"""Plans in one message of a snapshot."""
 
 
 class KernelState(Protocol):
@@ -90,13 +92,21 @@ class Supervisor:
         """The present plans."""
         return self._plans
 
-    def snapshot(self) -> channel.Plans:
-        """The present plans as a whole, for a worker that starts."""
-        return channel.Plans(
+    def snapshot(self) -> Iterator[channel.Plans]:
+        """The present plans as a whole, in parts, for a worker that starts."""
+        plans = tuple(self._plans.values())
+        for start in range(0, len(plans), _PART):
+            yield channel.Plans(
+                revision=self.revision,
+                is_whole=start == 0,
+                is_last=False,
+                pod_detector=self._node.pod_detector,
+                upserts=plans[start : start + _PART],
+            )
+        yield channel.Plans(
             revision=self.revision,
-            is_whole=True,
+            is_whole=not plans,
             pod_detector=self._node.pod_detector,
-            upserts=tuple(self._plans.values()),
             marks=tuple(self._known_marks.values()),
             affinities=self._affinities.records(),
         )
@@ -146,7 +156,7 @@ class Supervisor:
             self._kernel_follows = False
             marks = await self._give_marks(upserts if self._are_marks_given else plans.values())
             # Workers first for what is new; they keep what goes until the sets let it go.
-            self._plans = {**old, **plans}
+            self._plans = {**old, **{plan.key: plan for plan in upserts}}
             self._node = node
             if upserts or marks or is_other_node:
                 await self._tell_workers(upserts=upserts, marks=marks)
@@ -212,31 +222,39 @@ class Supervisor:
             if not is_told and worker.is_ready:
                 log.warning("worker %s is slow to take revision %d", worker.pid, self.revision)
 
-    async def start_workers(
-        self,
-        configures: Sequence[channel.Configure],
-        plans: Mapping[FrontendKey, FrontendPlan],
-        node: NodeContext,
-    ) -> None:
-        """Start one worker per Configure and wait until all of them decide by ``plans`` on ``node``.
+    async def launch_workers(self, configures: Sequence[channel.Configure]) -> None:
+        """Start the process of one worker per Configure, without waiting for any."""
+        for configure in configures:
+            worker = WorkerProcess(configure, self.snapshot, self._take_affinities)
+            self.workers.append(worker)
+            await worker.launch()
+
+    async def bind_workers(self) -> None:
+        """Wait until the launched workers have bound their queues; raises what keeps one from that."""
+        for worker in self.workers:
+            await worker.bind()
+
+    def feed_workers(self, plans: Mapping[FrontendKey, FrontendPlan], node: NodeContext) -> None:
+        """Let the bound workers decide by ``plans`` on ``node``, and keep them alive from now on.
 
         The kernel learns of the plans by the ``publish`` that has to follow.
         """
         self._plans = plans
         self._node = node
         self.revision = 1
-        for configure in configures:
-            worker = WorkerProcess(configure, self.snapshot, self._take_affinities)
-            self.workers.append(worker)
-            await worker.start()
         for worker in self.workers:
-            if not await worker.wait_applied(1, _APPLY_TIMEOUT_S):
-                log.warning("worker %s is slow to start", worker.pid)
+            worker.feed()
             self.keepers.append(
                 asyncio.create_task(
                     worker.keep_alive(), name=f"worker-{worker.queue_number}-keeper"
                 )
             )
+
+    async def wait_ready(self) -> None:
+        """Wait until the workers decide by what was published; one that is slow is left to its keeper."""
+        for worker in self.workers:
+            if not await worker.wait_applied(self.revision, _APPLY_TIMEOUT_S):
+                log.warning("worker %s is slow to start", worker.pid)
 
     async def stop_workers(self) -> None:
         """Stop all workers; each leaves its queue without losing a packet."""

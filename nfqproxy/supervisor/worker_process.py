@@ -10,7 +10,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from nfqproxy.api import channel
 from nfqproxy.errors import HostError, NfqproxyError
@@ -41,13 +41,16 @@ class WorkerProcess:
     def __init__(
         self,
         configure: channel.Configure,
-        snapshot: Callable[[], channel.Plans],
+        snapshot: Callable[[], Iterable[channel.Plans]],
         on_affinities: Callable[["WorkerProcess", channel.Affinities], None] = lambda *_: None,
     ) -> None:
         self._on_affinities = on_affinities
         self._configure = configure
         self._snapshot = snapshot
         self._process: asyncio.subprocess.Process | None = None
+        # Our end of the channel: until the queue is bound, and from then on.
+        self._link: socket.socket | None = None
+        self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._queue: QueueSocket | None = None
         self._conversation: asyncio.Task[None] | None = None
@@ -86,27 +89,18 @@ class WorkerProcess:
         return self._process is None or self.applied_revision >= revision
 
     async def start(self) -> None:
-        """Start the process and wait until its queue is bound; raises what keeps it from starting."""
-        try:
-            reader = await self._start_process()
-        except OSError as error:
-            await self._end_process()
-            raise HostError(
-                f"worker for queue {self.queue_number} did not start ({error}); see its log above"
-            ) from None
-        except BaseException:
-            await self._end_process()
-            raise
-        self._is_heard = True
-        # No await between the writer and this: a change is in the snapshot or sent after it.
-        self.send(self._snapshot())
-        self._conversation = asyncio.create_task(
-            self._listen(reader), name=f"worker-{self.queue_number}-listen"
-        )
+        """Start the process, wait until its queue is bound, give it the snapshot.
 
-    async def _start_process(self) -> asyncio.StreamReader:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
+        Raises what keeps it from starting.
+        """
+        await self.launch()
+        await self.bind()
+        self.feed()
+
+    async def launch(self) -> None:
+        """The first step of ``start``: the process loads its modules and binds its queue by itself."""
+        async with self._ended_on_failure():
+            self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with theirs:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
@@ -118,21 +112,45 @@ class WorkerProcess:
                     # Ctrl-C in a terminal reaches the process group: workers stop when told.
                     start_new_session=True,
                 )
-            ours.settimeout(_START_TIMEOUT_S)
-            ours.sendall(channel.encode(self._configure))
-            first = await asyncio.to_thread(self._receive_first, ours)
+            self._link.settimeout(_START_TIMEOUT_S)
+            self._link.sendall(channel.encode(self._configure))
+
+    async def bind(self) -> None:
+        """The second step of ``start``: wait until the queue is bound."""
+        assert self._link is not None
+        async with self._ended_on_failure():
+            first = await asyncio.to_thread(self._receive_first, self._link)
             if isinstance(first, channel.Failed):
                 raise NfqproxyError(first.reason)
-            ours.setblocking(False)
-            reader, self._writer = await asyncio.open_connection(sock=ours)
+            self._link.setblocking(False)
+            self._reader, self._writer = await asyncio.open_connection(sock=self._link)
+            self._link = None
+
+    def feed(self) -> None:
+        """The last step of ``start``: give the process the snapshot, and listen to it.
+
+        No await between: a change is in the snapshot or sent after it.
+        """
+        assert self._reader is not None
+        self._is_heard = True
+        for part in self._snapshot():
+            self.send(part)
+        self._conversation = asyncio.create_task(
+            self._listen(self._reader), name=f"worker-{self.queue_number}-listen"
+        )
+
+    @contextlib.asynccontextmanager
+    async def _ended_on_failure(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except OSError as error:
+            await self._end_process()
+            raise HostError(
+                f"worker for queue {self.queue_number} did not start ({error}); see its log above"
+            ) from None
         except BaseException:
-            # Also wakes a thread that still waits for the first message (start was cancelled), and
-            # makes the worker end.
-            with contextlib.suppress(OSError):
-                ours.shutdown(socket.SHUT_RDWR)
-            ours.close()
+            await self._end_process()
             raise
-        return reader
 
     def _receive_first(self, link: socket.socket) -> channel.Bound | channel.Failed:
         first, queue_fd = channel.receive_bound(link)
@@ -256,6 +274,7 @@ class WorkerProcess:
 
     async def _end_process(self) -> None:
         """Release the queue, forget the process, make sure that it has ended."""
+        self._hang_up()
         if self._conversation is not None:
             # What the dead process still said must not be taken for the next one's word.
             self._conversation.cancel()
@@ -283,12 +302,21 @@ class WorkerProcess:
                 process.kill()
                 await process.wait()
 
+    def _hang_up(self) -> None:
+        """Make a process that has not been fed yet end, and wake a thread that waits for its word."""
+        link, self._link = self._link, None
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            link.close()
+
     async def stop(self) -> None:
         """Stop the process; its queue passes everything on before it is unbound.
 
         ``keep_alive`` must have ended, or it starts another.
         """
         self.send(channel.Stop())
+        self._hang_up()
         process = self._process
         if process is not None:
             try:

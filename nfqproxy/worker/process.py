@@ -60,6 +60,8 @@ async def _run(link: socket.socket) -> int:
         # The supervisor was interrupted while it started us. The queue, if it is bound already, lets
         # everything pass, so that it may just be closed.
         return 0
+    # Off until the first plans are compiled: nothing of them goes again, and they are many.
+    gc.disable()
     stream, writer = await asyncio.open_connection(sock=link)
     worker = Worker(configure, reader, writer)
     try:
@@ -130,7 +132,11 @@ class Worker:
             try:
                 message = await channel.read_to_worker(stream)
             except (asyncio.IncompleteReadError, ConnectionError):
-                log.warning("the supervisor has gone; leaving the queue to the kernel's fallback")
+                # Before the first plans: it was interrupted while it started, and says so itself.
+                if self._is_open:
+                    log.warning(
+                        "the supervisor has gone; leaving the queue to the kernel's fallback"
+                    )
                 return
             match message:
                 case channel.Plans():
@@ -171,14 +177,15 @@ class Worker:
         if message.is_whole:
             self._dataplane.clear()
         self._dataplane.upsert(message.upserts)
+        if not message.is_last:
+            return
         self._dataplane.set_marks(message.marks)
         self._dataplane.remove(message.removes)
         self._dataplane.put_affinity(message.affinities)
-        if message.is_whole:
-            # A long-lived table: keep the collector from walking it again and again.
-            gc.collect()
-            gc.freeze()
         if not self._is_open:
+            # A long-lived table: keep the collector from walking it again and again.
+            gc.freeze()
+            gc.enable()
             self._reader.queue_socket.set_length(self._configure.queue_length)
             self._is_open = True
         self._send(channel.Applied(message.revision))

@@ -43,6 +43,35 @@ def who_answers(built: Topology, vip: str, count: int = 40) -> Counter[str]:
     return names
 
 
+def restart_worker(proxy: Proxy) -> None:
+    killed = proxy.kill_worker()
+
+    def is_replaced() -> bool:
+        (worker,) = proxy.status()["workers"]
+        return bool(worker["ready"]) and worker["pid"] != killed
+
+    wait_until(is_replaced, "another worker is ready")
+
+
+def test_a_table_of_several_messages(cluster: Topology) -> None:
+    """All of it is the worker's, also after its restart: the fallback decides none of these."""
+    pod = cluster.pods[0]
+    vips = [f"10.96.{number >> 8}.{number & 255}" for number in range(256, 956)]
+    objects = [
+        each
+        for number, vip in enumerate(vips)
+        for each in service(f"web-{number}", vips=[vip], ports=PORTS[:1], endpoints=[pod.address4])
+    ]
+    client = cluster.client.namespace
+    with Proxy(cluster.node.namespace, objects) as proxy:
+        for _ in range(2):
+            for vip in (vips[0], vips[249], vips[250], vips[-1]):
+                assert ask_tcp(client, vip, 80).name == pod.name
+            assert proxy.installed() == 4
+            assert proxy.counters() == {}
+            restart_worker(proxy)
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_changed_endpoints_and_weights_are_followed(
     cluster: Topology, run: tuple[str, str]

@@ -251,3 +251,13 @@ def test_by_marks_nothing_but_the_masks_bits_is_touched(mode: RuleMode) -> None:
 def test_a_mask_of_too_few_bits_is_refused() -> None:
     with pytest.raises(InputError, match="mark_mask: 0x3 is no mask of 3 to 32 bits"):
         RuleSettings(mark_mask=3)
+
+
+def test_a_rehearsal_has_fewer_slots_and_all_else() -> None:
+    whole, rehearsal = (
+        re.findall(r"^\t(?:chain|map|set|counter) (\S+) \{", render(settings).nft, re.MULTILINE)
+        for settings in (RuleSettings(), RuleSettings(slots=1))
+    )
+    assert set(rehearsal) < set(whole)
+    numbers = {re.sub(r"\d+", "N", name) for name in whole}
+    assert {re.sub(r"\d+", "N", name) for name in rehearsal} == numbers

@@ -19,6 +19,7 @@ import pytest
 from nfqproxy.errors import ManifestError
 from nfqproxy.sources import watch
 from nfqproxy.sources.file import FileSource
+from nfqproxy.sources.inotify import Inotify
 
 TIMEOUT_S = 30
 
@@ -317,6 +318,7 @@ WITHOUT_INOTIFY = """
 import asyncio, ctypes, os, resource, sys
 from pathlib import Path
 from nfqproxy.sources.file import FileSource
+from nfqproxy.sources.inotify import Inotify
 
 # Inotify instances are counted by effective user: another one's are used up here, while files are
 # still opened as root (setfsuid(2)).
@@ -356,3 +358,34 @@ def test_where_inotify_is_used_up_the_files_are_looked_at(tmp_path):
     assert (done.returncode, done.stdout) == (0, "b\n"), done.stderr
     assert done.stderr.count("no inotify (") == 1
     assert "manifests are looked at every 1 s instead" in done.stderr
+
+
+def test_when_the_kernel_loses_events_all_is_looked_at(tmp_path):
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.touch()
+    other.touch()
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    with contextlib.closing(Inotify([str(tmp_path)])) as inotify:
+        os.utime(one)
+        assert inotify.read() == {str(one)}
+        # In turn, for equal events in a row are told once.
+        for _ in range(most // 2 + 1):
+            os.utime(one)
+            os.utime(other)
+        assert inotify.read() == {str(one), str(other), str(tmp_path)}
+
+
+def test_a_directory_by_two_names_is_told_by_both(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    names = [str(tmp_path / "real"), str(tmp_path / "link")]
+    with contextlib.closing(Inotify(names)) as inotify:
+        (tmp_path / "real" / "one.yaml").write_text("a: 1")
+        assert inotify.read() == {f"{name}/one.yaml" for name in names}
+
+
+def test_a_directory_that_is_not_there_cannot_be_watched(tmp_path):
+    before = watched_inodes()
+    with pytest.raises(FileNotFoundError, match="absent"):
+        Inotify([str(tmp_path), str(tmp_path / "absent")])
+    assert watched_inodes() == before
