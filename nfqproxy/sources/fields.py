@@ -3,6 +3,7 @@
 Each function takes the field's path for the :class:`~nfqproxy.sources.schema.FieldError` it raises.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
@@ -34,7 +35,17 @@ class Context(NamedTuple):
     origin: str
     """File name, or what stands for it in messages."""
     strict: bool = True
-    """Refuse unknown fields."""
+    """Refuse unknown fields and annotations."""
+    once: set[str] | None = None
+    """What has been told and is not to be told again; None: everything is told."""
+
+    def tell(self, logger: logging.Logger, level: int, sentence: str) -> None:
+        """Log what is odd about an object but no fault."""
+        if self.once is not None:
+            if sentence in self.once:
+                return
+            self.once.add(sentence)
+        logger.log(level, "%s: %s", self.origin, sentence)
 
 
 def identity(
