@@ -24,9 +24,9 @@ import msgspec
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
 from nfqproxy.control.cluster import ClusterDiff, ClusterState
-from nfqproxy.control.node import detector_gap, node_context
+from nfqproxy.control.node import NonPodBackends, detector_gap, node_context
 from nfqproxy.control.objects import Objects
-from nfqproxy.core.health_ports import health_ports
+from nfqproxy.core.health_ports import HealthPort, health_ports
 from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
 from nfqproxy.errors import HostError, InputError, NfqproxyError
@@ -39,6 +39,7 @@ from nfqproxy.kernel.mark_users import conflict, mark_users
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import DataPath, FrontendKey, FrontendPlan, NodeContext, ServicePort
+from nfqproxy.sources.base import Source
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
 from nfqproxy.supervisor.affinity_store import AffinityStore
@@ -83,6 +84,23 @@ def _settle_memory() -> None:
     gc.enable()
 
 
+def _source(config: ProxyConfig, node_name: str) -> Source:
+    """Where the objects come from."""
+    if not (config.kubeconfig or config.in_cluster):
+        return FileSource([Path(path) for path in config.manifests])
+    # Here: who reads manifests need not load it.
+    from nfqproxy.sources.kubernetes.client import Access
+    from nfqproxy.sources.kubernetes.source import KubernetesSource
+
+    return KubernetesSource(
+        Access(kubeconfig=config.kubeconfig),
+        node_name=node_name,
+        # Only there the pod networks of other nodes are looked at, and only if nothing else tells them.
+        all_nodes=config.masquerade_non_pod_backends == NonPodBackends.ALWAYS
+        and not config.cluster_cidr,
+    )
+
+
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """A signal asked for the end while the program was starting."""
 
@@ -107,7 +125,7 @@ class App:
         self._shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
-        self._source = FileSource([Path(path) for path in config.manifests])
+        self._source = _source(config, self._node_name)
         self._cluster = ClusterState(self._node_name)
         self._plans = PlanTable(self._settings)
         self._routes: Routes
@@ -122,7 +140,9 @@ class App:
         self._supervisor = Supervisor(self, self._affinities, self._marks)
         self._reconciler = Reconciler(self._kernel.forget_flows)
         self._sync_health = SyncHealth(time.monotonic)
-        self._health_ports = HealthPorts(lambda: self._sync_health.is_healthy)
+        self._health_ports = HealthPorts(
+            lambda: self._sync_health.is_healthy, self._warn_of_health_port
+        )
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._is_behind = asyncio.Event()
@@ -149,8 +169,11 @@ class App:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
         if os.geteuid() != 0:
             raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
-        if not self._config.manifests:
-            raise InputError("no Services to serve; give a file or directory with --manifests")
+        if not self._config.has_source:
+            raise InputError(
+                "no Services to serve; give a file or directory with --manifests, or the Kubernetes"
+                " API with --kubeconfig or --in-cluster"
+            )
         # Nothing of what is made now goes again, so the collector would walk it over and over in vain.
         gc.disable()
         loop = asyncio.get_running_loop()
@@ -174,6 +197,7 @@ class App:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
                 await asyncio.shield(self._supervisor.stop_workers())
                 self._affinities.close()
+                await self._source.close()
         log.info("stopped; rules and fallback stay and serve, nfqproxy cleanup removes them")
 
     def _warn_of_mark_users(self) -> None:
@@ -198,14 +222,28 @@ class App:
         """Hold connection tracking against the manifests once, without a running proxy."""
         if os.geteuid() != 0:
             raise HostError("reading connection tracking needs root; run as root")
-        if not self._config.manifests:
+        if not self._config.has_source:
             raise InputError(
                 "no Services to compare with; give a file or directory with --manifests"
             )
         with contextlib.closing(Routes()) as self._routes:
-            self._start_with(self._source.load())
+            self._start_with(asyncio.run(self._read_once()))
         self._reconciler.follow(self._wanted.ports, self._wanted.node)
         return self._reconciler.sweep(dry_run=dry_run)
+
+    async def _read_once(self) -> Objects:
+        try:
+            return await self._source.start()
+        finally:
+            await self._source.close()
+
+    def _warn_of_health_port(self, port: HealthPort, sentence: str) -> None:
+        self._source.warn(
+            port.namespace,
+            port.service,
+            "FailedToStartServiceHealthcheck",
+            f"node {self._node_name}: {sentence}",
+        )
 
     def _raise_if_stopped(self) -> None:
         if self._stop.is_set():
@@ -221,7 +259,7 @@ class App:
         try:
             if not once:
                 await self._supervisor.launch_workers(self._configures())
-            objects = self._source.load()
+            objects = await self._until_stopped(self._source.start())
             rules, had_rules = await check
             self._raise_if_stopped()
             if not once:

@@ -1,6 +1,7 @@
 """discovery.k8s.io/v1 EndpointSlice: from the API's shape to the object."""
 
 import logging
+import sys
 
 from nfqproxy.control import annotations as names
 from nfqproxy.control.address import canonical_ip, family_of
@@ -92,8 +93,9 @@ def _slice_endpoint(index: int, endpoint: EndpointOfSlice, family: Family) -> Sl
         ready=conditions is None or conditions.ready is not False,
         serving=conditions is None or conditions.serving is not False,
         terminating=conditions is not None and conditions.terminating is True,
-        node=endpoint.node_name or None,
-        zone=endpoint.zone or None,
+        # The same few names again and again: kept once.
+        node=sys.intern(endpoint.node_name) if endpoint.node_name else None,
+        zone=sys.intern(endpoint.zone) if endpoint.zone else None,
         target_name=target.name if target is not None else None,
         zone_hints=_hints(hints.for_zones) if hints is not None else (),
         node_hints=_hints(hints.for_nodes) if hints is not None else (),
