@@ -119,5 +119,5 @@ def _ip_of(endpoint: int, index: int, text: str, family: Family) -> str:
             f"{address} is not of the slice's addressType IPv{int(family)}; move it to a slice "
             f"of addressType IPv{10 - int(family)}",
         )
-    fields.check_ordinary(f"endpoints[{endpoint}].addresses[{index}]", address)
+    fields.check_ordinary(lambda: f"endpoints[{endpoint}].addresses[{index}]", address)
     return address

@@ -100,7 +100,7 @@ def _service_ports(ports: list[PortOfService]) -> tuple[ServicePortSpec, ...]:
 def _external_ips(spec: ServiceSpec) -> tuple[str, ...]:
     found = fields.addresses("spec.externalIPs", spec.external_ips)
     for address in found:
-        fields.check_ordinary("spec.externalIPs", address)
+        fields.check_ordinary(lambda: "spec.externalIPs", address)
     return found
 
 
