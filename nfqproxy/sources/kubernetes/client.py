@@ -62,9 +62,17 @@ class ApiServerError(NfqproxyError):
     """The API server refused, failed or was not reached."""
 
     def __init__(
-        self, problem: str, *, status: int = 0, reason: str = "", retry_after_s: float = 0.0
+        self,
+        problem: str,
+        *,
+        status: int = 0,
+        reason: str = "",
+        retry_after_s: float = 0.0,
+        is_silence: bool = False,
     ) -> None:
         super().__init__(problem)
+        self.is_silence = is_silence
+        """Whether nothing has come for the time that was given."""
         self.status = status
         """HTTP status; 0: there was no answer."""
         self.reason = reason
@@ -175,7 +183,9 @@ class ApiServer:
         The last line is left out if it has no end: it was cut off.
         """
         with self._plain_errors():
-            response = await self._request("GET", path, query, self._time_outs.watch_s)
+            # A server begins its answer at once, however long there is nothing to tell.
+            async with asyncio.timeout(self._time_outs.answer_s):
+                response = await self._request("GET", path, query, self._time_outs.watch_s)
         try:
             if response.status != 200:
                 with self._plain_errors():
@@ -249,10 +259,15 @@ class ApiServer:
             yield
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             host = self._client.configuration.host
-            problem = (
-                "it is silent" if isinstance(error, TimeoutError) else str(error) or repr(error)
-            )
-            raise ApiServerError(f"the API server {host} does not answer: {problem}") from error
+            is_silence = isinstance(error, TimeoutError)
+            problem = "it is silent" if is_silence else str(error) or repr(error)
+            if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.strerror:
+                problem = error.os_error.strerror
+            elif isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+                problem = "the connection was cut"
+            raise ApiServerError(
+                f"the API server {host} does not answer: {problem}", is_silence=is_silence
+            ) from error
 
     async def _refresh(self) -> None:
         """Before a request: read credentials again that are old or were refused."""
@@ -289,7 +304,7 @@ class ApiServer:
             raise
         # The package raises whatever its look into a strange file comes to.
         except Exception as error:
-            problem = str(error).strip().rstrip(".") or type(error).__name__
+            problem = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             if self._access.kubeconfig:
                 raise InputError(
                     f"{self._access.kubeconfig}: cannot be used as a kubeconfig: {problem};"

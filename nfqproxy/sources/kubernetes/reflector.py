@@ -28,8 +28,6 @@ from nfqproxy.sources.kubernetes.decoding import Bad, Identity
 
 _AT_ONCE = 200
 """Objects that are read before others get their turn on the event loop: a few milliseconds."""
-_SHORT_WATCH_S = 1.0
-"""A watch that ends sooner and tells nothing counts as failed."""
 _WATCH_ATTEMPTS = 4
 """Refusals of a watch in a row, other than 410, after which the kind is listed anew."""
 
@@ -55,6 +53,8 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """Objects in an answer to list."""
     watch_s: tuple[float, float] = (300.0, 600.0)
     """The server is asked to end a watch after a random time between these."""
+    short_watch_s: float = 1.0
+    """A watch that ends sooner and tells nothing counts as failed."""
     first_delay_s: float = 0.5
     """Before the second attempt after a failure; doubles with each further one."""
     longest_delay_s: float = 30.0
@@ -263,7 +263,7 @@ class Reflector:
         lasts = None
         try:
             async with self._server.watch(self._path, query, what) as lines:
-                lasts = loop.call_later(_SHORT_WATCH_S, self._follows)
+                lasts = loop.call_later(self._pace.short_watch_s, self._follows)
                 async for line in lines:
                     self._event(line)
                     count += 1
@@ -274,6 +274,8 @@ class Reflector:
         except ApiServerError as error:
             if error.is_gone:
                 raise _ListAnew from None
+            if error.is_silence and lasts is not None:
+                return  # whether it is still there, the next watch tells
             self._refusals += error.status != 0
             if self._refusals >= _WATCH_ATTEMPTS:
                 self._refusals = 0
