@@ -55,16 +55,17 @@ class Follower:
     def __init__(self, source: KubernetesSource, always: Iterable[ServicePortName] = ()) -> None:
         self.source = source
         self.cluster = ClusterState(NODE)
+        self.first = Objects()
+        """What was there at the start."""
         self.missed: list[str] = []
         """What of ``always`` was missing from the table, each time that it was."""
         self.changes = 0
         self._always = tuple(always)
 
-    async def start(self) -> Objects:
-        objects = await self.source.start()
-        self.cluster.replace(objects)
+    async def start(self) -> None:
+        self.first = await self.source.start()
+        self.cluster.replace(self.first)
         self._look()
-        return objects
 
     async def follow(self) -> None:
         async for change in self.source.changes(asyncio.Event()):

@@ -131,7 +131,7 @@ def test_what_another_proxy_claims_is_not_even_sent(tmp_path: Path, label: str) 
         async with serving() as server:
             apply(server, *web("other", 99, labels={label: "x"}))
             async with following(server, tmp_path) as follower:
-                assert "other" not in follower.services
+                assert "other" not in [each.name for each in follower.first.services]
                 apply(server, *web("s1", 1, labels={label: "x"}))
                 await until(lambda: "s1" not in follower.services, "it is given up")
                 apply(server, *web("s1", 1))
@@ -171,7 +171,7 @@ def test_a_cut_watch_goes_on_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_http", [True, False])
 def test_a_version_that_is_gone_is_listed_anew_and_nothing_is_dropped(
-    tmp_path: Path, as_http: bool
+    tmp_path: Path, as_http: bool, caplog: Any
 ) -> None:
     async def work() -> None:
         settings = Settings(expired_as_http=as_http)
@@ -188,9 +188,36 @@ def test_a_version_that_is_gone_is_listed_anew_and_nothing_is_dropped(
                 assert follower.missed == []
 
     run(work())
+    assert "410" not in caplog.text, "it is no trouble"
 
 
-def test_a_continue_token_that_expires(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_bookmark", [True, False])
+def test_a_watch_goes_on_after_what_was_told_last(tmp_path: Path, by_bookmark: bool) -> None:
+    """The version at which it began is gone meanwhile."""
+
+    async def work() -> None:
+        settings = Settings(bookmark_s=0.05 if by_bookmark else 60.0)
+        async with serving(settings=settings) as server, following(server, tmp_path) as follower:
+            await watched(server)
+            watches, lists = (server.requests[verb, "services"] for verb in ("watch", "list"))
+            if by_bookmark:
+                apply(server, node(NODE, "z9"))  # not a Service
+                await asyncio.sleep(0.2)
+            else:
+                apply(server, *web("s1", 21))
+                await agree(follower, server)
+            server.store.compact()
+            server.faults.force(Fault.END, 1, only=["services"])
+            apply(server, *web("s2", 22))
+            await until(lambda: server.requests["watch", "services"] > watches, "it goes on")
+            apply(server, *web("s3", 23))
+            await agree(follower, server)
+            assert server.requests["list", "services"] == lists
+
+    run(work())
+
+
+def test_a_continue_token_that_expires(tmp_path: Path, caplog: Any) -> None:
     async def work() -> None:
         async with serving() as server:
             always = held(server).keys()
@@ -207,6 +234,7 @@ def test_a_continue_token_that_expires(tmp_path: Path) -> None:
                 assert follower.missed == []
 
     run(work())
+    assert "410" not in caplog.text, "it is no trouble"
 
 
 def test_nothing_is_known_before_every_kind_is(tmp_path: Path, caplog: Any) -> None:
