@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nfqproxy.testing import ApiServer, Fault, Settings
-from tests.contract.follower import HASTY, QUICK, following, held, run, until
+from tests.kubernetes.follower import HASTY, QUICK, following, held, run, until
 from tests.kernel.manifests import Endpoint, Manifest, Port, service
 
 PORTS = [Port(port=80, target=8080, name="http"), Port(port=443, target=8443, name="https")]
