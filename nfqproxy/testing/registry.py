@@ -8,7 +8,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from nfqproxy.testing.objects import Allocator, check, merge_patch, set_defaults
+from nfqproxy.testing.objects import Allocator, check, check_types, merge_patch, set_defaults
 from nfqproxy.testing.resources import RESOURCES, Resource, by_kind, by_plural
 from nfqproxy.testing.settings import Settings
 from nfqproxy.testing.status import (
@@ -219,9 +219,6 @@ class Registry:
                 metadata[field] = old["metadata"][field]
             else:
                 metadata.pop(field, None)
-        for field in ("labels", "annotations"):
-            if not metadata.get(field):
-                metadata.pop(field, None)
         if value == old:
             return before
         if resource.has_generation and _desired(old) != _desired(value):
@@ -268,10 +265,15 @@ def _adopted(resource: Resource, namespace: str, value: Any) -> Object:
         )
     if namespace:
         metadata["namespace"] = namespace
+    for field in ("labels", "annotations"):
+        if not metadata.get(field):
+            metadata.pop(field, None)
     rest = {
         key: item for key, item in value.items() if key not in ("kind", "apiVersion", "metadata")
     }
-    return {"metadata": metadata, **_copy(rest)}
+    adopted = {"metadata": _copy(metadata), **_copy(rest)}
+    check_types(resource, adopted)
+    return adopted
 
 
 def _copy(value: Any) -> Any:
