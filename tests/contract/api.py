@@ -87,8 +87,13 @@ class Watch:
 
     async def events(self) -> AsyncIterator[Object]:
         """Up to the end of the watch."""
-        async for line in self._response.content:
+        async for line in self.lines():
             yield msgspec.json.decode(line)
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """As they come."""
+        async for line in self._response.content:
+            yield line
 
 
 class Api:
