@@ -8,7 +8,7 @@ leaves the draws of the others as they were; the same requests in the same order
 import enum
 import random
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
@@ -73,10 +73,16 @@ class Faults:
 
         Raises InputError for an unknown fault or a rate outside 0 to 1.
         """
-        kind = self.named(fault)
-        if not 0 <= rate <= 1:
-            raise InputError(f"fault {kind}: {rate} is no probability; give 0 to 1")
-        self._settings[kind] = _Setting(rate=rate, plurals=frozenset(only))
+        self.set_all({fault: rate}, only=only)
+
+    def set_all(self, rates: Mapping[Fault | str, float], *, only: Collection[str] = ()) -> None:
+        """Several at once, or none of them if one is wrong."""
+        wanted = {self.named(fault): rate for fault, rate in rates.items()}
+        for kind, rate in wanted.items():
+            if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                raise InputError(f"fault {kind}: {rate} is no probability; give 0 to 1")
+        for kind, rate in wanted.items():
+            self._settings[kind] = _Setting(rate=rate, plurals=frozenset(only))
 
     def force(self, fault: Fault | str, times: int = 1, *, only: Collection[str] = ()) -> None:
         """Let it happen at the next so many opportunities."""

@@ -11,12 +11,22 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
+from nfqproxy.sources.manifest import (
+    EndpointSliceManifest,
+    NodeManifest,
+    ObjectMeta,
+    ServiceCidrManifest,
+    ServiceManifest,
+)
 from nfqproxy.testing.resources import Resource
 from nfqproxy.testing.settings import Settings
 from nfqproxy.testing.status import ApiError, bad_request, internal, invalid
 from nfqproxy.testing.store import Object
 
-__all__ = ["Allocator", "check", "merge_patch", "refuse_list_patch", "set_defaults"]
+__all__ = ["Allocator", "check", "check_types", "merge_patch", "refuse_list_patch", "set_defaults"]
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(
@@ -33,8 +43,7 @@ _Cause = tuple[str, str, str]
 
 
 def check(resource: Resource, value: Object) -> None:
-    """Raise ApiError (400 for a wrong type, 422 for a wrong value)."""
-    _check_types(resource, value)
+    """Raise ApiError (422) for wrong values; the types are right."""
     causes = [*_metadata_faults(resource, value["metadata"])]
     if resource.kind == "Service":
         causes += _service_faults(value.get("spec") or {})
@@ -52,31 +61,31 @@ def check(resource: Resource, value: Object) -> None:
         raise invalid(resource.kind, resource.group, value["metadata"].get("name", ""), causes)
 
 
-def _check_types(resource: Resource, value: Object) -> None:
-    wanted: dict[tuple[str, ...], type] = {
-        ("metadata", "name"): str,
-        ("metadata", "labels"): dict,
-        ("metadata", "annotations"): dict,
-        ("spec",): dict,
-        ("status",): dict,
-        ("spec", "ports"): list,
-        ("endpoints",): list,
-        ("ports",): list,
-        ("involvedObject",): dict,
-    }
-    for path, kind in wanted.items():
-        at: Any = value
-        for part in path:
-            at = at.get(part) if isinstance(at, dict) else None
-        if at is not None and not isinstance(at, kind):
-            raise bad_request(
-                f'{resource.kind} in version "v1" cannot be handled as a {resource.kind}: '
-                f"json: cannot unmarshal into {'.'.join(path)}: {kind.__name__} expected"
-            )
-    for name in ("labels", "annotations"):
-        for key, text in (value["metadata"].get(name) or {}).items():
-            if not isinstance(text, str):
-                raise bad_request(f"metadata.{name}: the value of {key} must be a string")
+class _Other(Struct, rename={"involved_object": "involvedObject"}):
+    """What is looked at of kinds that the proxy does not read."""
+
+    metadata: ObjectMeta
+    spec: dict[str, Any] = {}
+    status: dict[str, Any] = {}
+    involved_object: dict[str, Any] = {}
+
+
+_SHAPES: dict[str, type] = {
+    "Service": ServiceManifest,
+    "EndpointSlice": EndpointSliceManifest,
+    "Node": NodeManifest,
+    "ServiceCIDR": ServiceCidrManifest,
+}
+
+
+def check_types(resource: Resource, value: Object) -> None:
+    """Raise ApiError (400) for a field of the wrong type."""
+    try:
+        msgspec.convert(value, _SHAPES.get(resource.kind, _Other))
+    except msgspec.ValidationError as error:
+        raise bad_request(
+            f'{resource.kind} in version "v1" cannot be handled as a {resource.kind}: {error}'
+        ) from None
 
 
 def _metadata_faults(resource: Resource, metadata: Object) -> Iterator[_Cause]:

@@ -8,7 +8,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from nfqproxy.testing.objects import Allocator, check, merge_patch, set_defaults
+from nfqproxy.testing.objects import Allocator, check, check_types, merge_patch, set_defaults
 from nfqproxy.testing.resources import RESOURCES, Resource, by_kind, by_plural
 from nfqproxy.testing.settings import Settings
 from nfqproxy.testing.status import (
@@ -150,17 +150,9 @@ class Registry:
 
         No write if nothing differs. ApiError (400) for a kind that is not served, (422) for a bad object.
         """
-        resource = kind_of(value)
-        namespace = (value.get("metadata") or {}).get("namespace") or "default"
-        if not resource.is_namespaced:
-            namespace = ""
-        elif not self.store.get(_NAMESPACES, "", namespace):
+        resource, namespace, value = self.vet(value)
+        if namespace and not self.store.get(_NAMESPACES, "", namespace):
             self._create_namespace(namespace)
-        value = _adopted(resource, namespace, value)
-        for field in ("resourceVersion", "managedFields"):
-            value["metadata"].pop(field, None)
-        set_defaults(resource, value)
-        check(resource, value)
         before = self.store.get(resource, namespace, value["metadata"]["name"])
         if resource.kind == "Service":
             if before:
@@ -170,6 +162,19 @@ class Registry:
             return self._write(resource, before, before.parsed(), value)
         self._begin(resource, value)
         return self.store.put(resource, value)
+
+    def vet(self, value: Object) -> tuple[Resource, str, Object]:
+        """A manifest's resource and namespace, and what would be written; ApiError as :meth:`apply`."""
+        resource = kind_of(value)
+        namespace = (value.get("metadata") or {}).get("namespace") or "default"
+        if not resource.is_namespaced:
+            namespace = ""
+        value = _adopted(resource, namespace, value)
+        for field in ("resourceVersion", "managedFields"):
+            value["metadata"].pop(field, None)
+        set_defaults(resource, value)
+        check(resource, value)
+        return resource, namespace, value
 
     def discard(self, kind: str, name: str, namespace: str = "") -> None:
         """Delete by kind; ApiError (404) if it is not there."""
@@ -219,9 +224,6 @@ class Registry:
                 metadata[field] = old["metadata"][field]
             else:
                 metadata.pop(field, None)
-        for field in ("labels", "annotations"):
-            if not metadata.get(field):
-                metadata.pop(field, None)
         if value == old:
             return before
         if resource.has_generation and _desired(old) != _desired(value):
@@ -268,10 +270,15 @@ def _adopted(resource: Resource, namespace: str, value: Any) -> Object:
         )
     if namespace:
         metadata["namespace"] = namespace
+    for field in ("labels", "annotations"):
+        if not metadata.get(field):
+            metadata.pop(field, None)
     rest = {
         key: item for key, item in value.items() if key not in ("kind", "apiVersion", "metadata")
     }
-    return {"metadata": metadata, **_copy(rest)}
+    adopted = {"metadata": _copy(metadata), **_copy(rest)}
+    check_types(resource, adopted)
+    return adopted
 
 
 def _copy(value: Any) -> Any:

@@ -6,6 +6,7 @@ of a request: who it is (401), what it wants (404, 405), the faults that need no
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import zlib
@@ -18,6 +19,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
+from nfqproxy.testing import control
 from nfqproxy.testing.access import Access, Attributes
 from nfqproxy.testing.certificates import Certificates
 from nfqproxy.testing.discovery import document
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _BODY_BYTES = 3 * 1024 * 1024
 """The largest object that is taken, as by a real server."""
+_ANSWER_FIRST_S = 0.01
 _PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 _WRITES = ("create", "update", "patch", "delete")
 
@@ -91,6 +94,7 @@ class ApiServer:
         self._open: set[asyncio.Transport] = set()
         """Connections with a request that is being answered."""
         self._restarting: asyncio.Task[None] | None = None
+        self._restart_lock = asyncio.Lock()
 
     @property
     def url(self) -> str:
@@ -137,9 +141,24 @@ class ApiServer:
         self.port = runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Cut all connections and listen no more. The objects stay."""
-        if self._restarting is not None and self._restarting is not asyncio.current_task():
-            self._restarting.cancel()
+        """Cut all connections and listen no more. The objects stay. Raises what a restart has failed of."""
+        restarting, self._restarting = self._restarting, None
+        if restarting is not None:
+            restarting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await restarting
+        await self._close()
+
+    async def restart(self, *, is_compacted: bool = True, down_s: float = 0.0) -> None:
+        """Go, stay away for so many seconds, come back on the same port; without history if so wanted."""
+        async with self._restart_lock:
+            await self._close()
+            if is_compacted:
+                self.store.reopen()
+            await asyncio.sleep(down_s)
+            await self.start()
+
+    async def _close(self) -> None:
         runner, self._runner = self._runner, None
         if runner is None:
             return
@@ -147,15 +166,23 @@ class ApiServer:
             transport.abort()
         await runner.cleanup()
 
-    async def restart(self, *, is_compacted: bool = True, down_s: float = 0.0) -> None:
-        """Stop, stay away for so many seconds, and come back on the same port; without history if so wanted."""
-        await self.stop()
-        if is_compacted:
-            self.store.reopen()
-        await asyncio.sleep(down_s)
-        await self.start()
+    def restart_soon(self, *, is_compacted: bool = True, down_s: float = 0.0) -> None:
+        """Begin a :meth:`restart` in a moment, answering who asks for it first; nothing if one is under way."""
+
+        async def begin() -> None:
+            await asyncio.sleep(_ANSWER_FIRST_S)
+            await self.restart(is_compacted=is_compacted, down_s=down_s)
+
+        if self._restarting is None or self._restarting.done():
+            self._restarting = asyncio.get_running_loop().create_task(
+                begin(), name="restart of the API server"
+            )
 
     # Objects, as a test writes them
+
+    def vet(self, value: Object) -> None:
+        """Raise the ApiError with which :meth:`apply` would refuse this manifest; writes nothing."""
+        self._registry.vet(value)
 
     def apply(self, value: Object) -> None:
         """Write a manifest whole, status and all; no write if nothing differs. ApiError if it is refused."""
@@ -216,6 +243,9 @@ class ApiServer:
         if told is not None and request.method in ("GET", "HEAD"):
             return web.Response(text=told) if isinstance(told, str) else _json(told)
         _check_accept(request)
+        if request.path.startswith(control.PREFIX):
+            body = await _body(request) if request.can_read_body else {}
+            return _json(control.carry_out(self, request.method, request.path, body))
         target = _target(request.path)
         resource = target.resource
         options = ListOptions.parse(request.query, has_watch_list=self.settings.has_watch_list)
