@@ -5,6 +5,7 @@ meets the first: the workers must have made an entry for each. ``rss`` is what t
 (VmRSS, proc_pid_status(5): shared pages of the interpreter included), ``peak`` the most it ever held.
 """
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ _FIELDS = {"rss": "VmRSS", "peak": "VmHWM"}
 
 
 class Memory:
-    """At the least and the most Services, from a directory."""
+    """At the least and the most Services, from a directory and, where time is asked for, an API server."""
 
     name = "memory"
     title = "How much memory do the processes hold?"
@@ -31,16 +32,22 @@ class Memory:
         found: list[Observation] = []
         rounds = max(1, scale.rounds // 3)  # it hardly differs from start to start
         with proxy_node() as node, tempfile.TemporaryDirectory(prefix="nfqb-") as scratch:
-            for services in sorted({scale.services[0], most(scale)}):
+            sources = [Source.DIRECTORY]
+            if scale.name == "full":
+                sources.append(Source.KUBERNETES)
+            numbers = sorted({scale.services[0], most(scale)})
+            for services, source in itertools.product(numbers, sources):
                 files = ServiceFiles(
                     directory=Path(tempfile.mkdtemp(dir=scratch)),
-                    source=Source.DIRECTORY,
+                    source=source,
                     services=services,
                     endpoints=SYNC_ENDPOINTS,
                 )
                 files.write(node.pods[0])
                 for number in range(1, rounds + 1):
-                    progress(f"round {number} of {rounds}: {services:,} Services")
+                    progress(
+                        f"round {number} of {rounds}: {services:,} Services from a {source.value}"
+                    )
                     found += [
                         Observation(
                             experiment=self.name,
@@ -52,6 +59,7 @@ class Memory:
                             parameters={
                                 "services": services,
                                 "endpoints": services * SYNC_ENDPOINTS,
+                                "source": source.value,
                             },
                         )
                         for metric, value in _measure(node, files).items()
@@ -60,7 +68,7 @@ class Memory:
 
 
 def _measure(node: ProxyNode, files: ServiceFiles) -> dict[str, int]:
-    with node.proxy(files.path) as running:
+    with node.served(files) as server, node.proxy(files.path, server) as running:
         for probe in files.probes:
             running.wait_connected(probe, 0, within_s=_SYNC_LIMIT_S)
         before = _installed(running)

@@ -68,7 +68,10 @@ def run_cli(
 
 
 class Proxy:
-    """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows."""
+    """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows.
+
+    With ``kubeconfig`` it follows the API server named there, which is to serve the manifest file.
+    """
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Proxy:
         workers: int = 1,
         env: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "nfqproxy"),
+        kubeconfig: Path | None = None,
     ) -> None:
         self.namespace = namespace
         self._directory = tempfile.TemporaryDirectory(prefix="nfqproxy-test-")
@@ -94,7 +98,10 @@ class Proxy:
         self._log = Path(self._directory.name, "log")
         self.manifest = Path(self._directory.name, "services.json")
         self.write(objects)
-        self._arguments = ["run", "--manifests", str(self.manifest), "--node-name", node_name]
+        source = ["--manifests", str(self.manifest)]
+        if kubeconfig is not None:
+            source = ["--kubeconfig", str(kubeconfig)]
+        self._arguments = ["run", *source, "--node-name", node_name]
         if cluster_cidr:
             self._arguments += ["--cluster-cidr", cluster_cidr]
         self._queue_table = "raw" if data_path == "ctnetlink" else "mangle"

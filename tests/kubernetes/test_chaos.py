@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nfqproxy.testing import ApiServer, Fault, Settings
-from tests.kubernetes.follower import HASTY, QUICK, following, held, run, until
 from tests.kernel.manifests import Endpoint, Manifest, Port, service
+from tests.kubernetes.follower import HASTY, QUICK, following, held, run, until
 
 PORTS = [Port(port=80, target=8080, name="http"), Port(port=443, target=8443, name="https")]
 ALWAYS, COMING_AND_GOING = range(3), range(3, 9)

@@ -21,8 +21,8 @@ from nfqproxy.sources.kubernetes.source import KubernetesSource
 from nfqproxy.testing import Access, ApiServer, Fault, Settings, kubeconfig, write_kubeconfig
 from nfqproxy.testing.certificates import make_certificates
 from nfqproxy.testing.resources import RESOURCES, by_plural
-from tests.kubernetes.follower import HASTY, NODE, QUICK, Follower, following, held, run, until
 from tests.kernel.manifests import Manifest, Port, service
+from tests.kubernetes.follower import HASTY, NODE, QUICK, Follower, following, held, run, until
 
 PORT = Port(port=80, target=8080)
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlencode
@@ -39,9 +39,6 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
     kubeconfig: str = ""
     """Path of a kubeconfig file; empty: the service account of the pod this process runs in."""
-
-    def __str__(self) -> str:
-        return self.kubeconfig or "the pod's service account"
 
 
 class TimeOuts(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +119,8 @@ class ApiServer:
         self._time_outs = time_outs
         # Of the package: kubernetes.aio.client.ApiClient.
         self._client: Any = None
+        # The one before, whose watches last for some minutes yet.
+        self._former: Any = None
         self._transport: tuple[object, ...] = ()
         self._read_at_s = 0.0
         self._is_stale = False
@@ -133,8 +132,9 @@ class ApiServer:
 
     async def close(self) -> None:
         """Close the session and with it all that is under way."""
-        if self._client is not None:
-            await self._client.close()
+        for client in (self._client, self._former):
+            if client is not None:
+                await client.close()
 
     def forget_credentials(self) -> None:
         """Read them again before the next request."""
@@ -251,7 +251,7 @@ class ApiServer:
         )
 
     @contextlib.contextmanager
-    def _plain_errors(self) -> Any:
+    def _plain_errors(self) -> Iterator[None]:
         """What can go wrong between here and the server, as ApiServerError."""
         import aiohttp
 
@@ -259,6 +259,8 @@ class ApiServer:
             yield
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             host = self._client.configuration.host
+            if isinstance(error, aiohttp.ClientSSLError):
+                self.forget_credentials()  # its certificate may be another by now, and so may ours
             is_silence = isinstance(error, TimeoutError)
             problem = "it is silent" if is_silence else str(error) or repr(error)
             if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.strerror:
@@ -293,11 +295,12 @@ class ApiServer:
             await asyncio.wait_for(self._load(configuration), self._time_outs.plugin_s)
             transport = _transport(configuration)
             if self._client is None or transport != self._transport:
-                old, self._client = self._client, ApiClient(configuration)
-                self._client.user_agent = f"nfqproxy/{__version__}"
+                new = ApiClient(configuration)
+                new.user_agent = f"nfqproxy/{__version__}"
+                oldest, self._former, self._client = self._former, self._client, new
                 self._transport = transport
-                if old is not None:
-                    await old.close()
+                if oldest is not None:
+                    await oldest.close()
             else:
                 self._client.configuration.api_key = configuration.api_key
         except InputError:

@@ -150,7 +150,7 @@ class Reflector:
         )
         self._failures += 1
         delay_s *= self._chance.uniform(0.5, 1.0)
-        await asyncio.sleep(max(delay_s, min(asked_s, self._pace.longest_delay_s)))
+        await self._wait(self._relist, max(delay_s, min(asked_s, self._pace.longest_delay_s)))
 
     # --- list
 
@@ -177,7 +177,7 @@ class Reflector:
             return
         self._path = paths[0]
         self._sink.trouble(self._resource, str(error) if error.status == 403 else None)
-        self._forget(list(self._found))
+        # What was known stays: a server that is just starting says 404, too.
         self._sink.synced(self._resource)
         await self._wait(self._relist, self._pace.absent_s)
 
@@ -276,7 +276,8 @@ class Reflector:
                 raise _ListAnew from None
             if error.is_silence and lasts is not None:
                 return  # whether it is still there, the next watch tells
-            self._refusals += error.status != 0
+            # A new list would be no help to a server that is away or has too much to do.
+            self._refusals += error.status not in (0, 429, 503)
             if self._refusals >= _WATCH_ATTEMPTS:
                 self._refusals = 0
                 self._version = None
