@@ -8,6 +8,7 @@ are not used: they take many times the time and memory of what is read here.
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -66,10 +67,13 @@ class ApiServerError(NfqproxyError):
         reason: str = "",
         retry_after_s: float = 0.0,
         is_silence: bool = False,
+        is_unreached: bool = False,
     ) -> None:
         super().__init__(problem)
         self.is_silence = is_silence
         """Whether nothing has come for the time that was given."""
+        self.is_unreached = is_unreached
+        """Whether there was not even a connection."""
         self.status = status
         """HTTP status; 0: there was no answer."""
         self.reason = reason
@@ -263,12 +267,15 @@ class ApiServer:
                 self.forget_credentials()  # its certificate may be another by now, and so may ours
             is_silence = isinstance(error, TimeoutError)
             problem = "it is silent" if is_silence else str(error) or repr(error)
-            if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.strerror:
-                problem = error.os_error.strerror
+            is_unreached = isinstance(error, aiohttp.ClientConnectorError)
+            if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+                problem = os.strerror(error.os_error.errno)
             elif isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
                 problem = "the connection was cut"
             raise ApiServerError(
-                f"the API server {host} does not answer: {problem}", is_silence=is_silence
+                f"the API server {host} does not answer: {problem}",
+                is_silence=is_silence,
+                is_unreached=is_unreached,
             ) from error
 
     async def _refresh(self) -> None:

@@ -9,7 +9,9 @@ then, and while the server is away, what was known serves.
 
 The first list may come from the server's cache (resourceVersion 0, as kube-proxy asks), any later one
 is of the newest state, so time never runs backwards. A stream whose versions run backwards, which no
-healthy server sends, is not believed: the kind is listed anew.
+healthy server sends, is not believed: the kind is listed anew. So it is when a server that could not be reached
+comes back with a version lower than ours: its storage was restored, and it would keep silent until it has
+passed our version.
 
 An object that cannot be read leaves the version of it that was read last in place.
 """
@@ -111,6 +113,8 @@ class Reflector:
         """Where the watch goes on; None: list first."""
         self._is_first = True
         self._is_healthy = True
+        self._was_away = False
+        """It could not be reached, and may not be what it was."""
         self._failures = 0
         self._refusals = 0
         self._relist = asyncio.Event()
@@ -126,6 +130,9 @@ class Reflector:
                 if self._version is None or self._relist.is_set():
                     self._relist.clear()
                     await self._list()
+                elif self._was_away:
+                    await self._check_version(self._version)
+                self._was_away = False
                 await self._watch_until_relist()
                 continue
             except _ListAnew:
@@ -137,6 +144,7 @@ class Reflector:
                 asked_s = 0.0
             except ApiServerError as error:
                 asked_s = error.retry_after_s
+                self._was_away |= error.is_unreached
                 self._sink.trouble(self._resource, str(error))
             await self._pause(asked_s)
 
@@ -231,6 +239,14 @@ class Reflector:
                 f"the API server's list of {self._resource.plural} has no resourceVersion"
             )
         return page
+
+    async def _check_version(self, version: str) -> None:
+        """Raise _ListAnew if the server is not as far as we are."""
+        query = {**self._resource.selectors, "limit": "1"}
+        what = f"list {self._resource.plural}"
+        found = self._page(await self._server.get(self._path, query, what))
+        if _is_before(found.metadata.resource_version, version):
+            raise _ListAnew
 
     # --- watch
 
@@ -327,7 +343,7 @@ class Reflector:
         last = self._version
         if not version or last is None:
             return
-        if version.isdecimal() and last.isdecimal() and int(version) < int(last):
+        if _is_before(version, last):
             raise _ListAnew
         self._version = version
 
@@ -378,6 +394,11 @@ class Reflector:
             await asyncio.wait_for(event.wait(), seconds)
         except TimeoutError:
             pass
+
+
+def _is_before(one: str, other: str) -> bool:
+    """Of two resourceVersions; those that are no numbers cannot be told apart."""
+    return one.isdecimal() and other.isdecimal() and int(one) < int(other)
 
 
 def _status(data: msgspec.Raw) -> Status:
