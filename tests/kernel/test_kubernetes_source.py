@@ -15,7 +15,7 @@ from typing import Any
 
 from nfqproxy.lab.topology import Topology
 from tests.kernel.manifests import Manifest, Port, service
-from tests.kernel.proxy import Proxy, wait_until
+from tests.kernel.proxy import Proxy, run_cli, wait_until
 from tests.kernel.responder import ask_tcp
 
 VIP = "10.96.0.80"
@@ -162,6 +162,20 @@ def test_nothing_is_programmed_while_no_server_has_answered(
         assert "Traceback" not in log.read_text()
     finally:
         node.stop(process)
+
+
+def test_a_kubeconfig_that_cannot_be_used_changes_nothing(
+    topology: Topology, tmp_path: Path
+) -> None:
+    node = topology.node.namespace
+    missing = tmp_path / "missing"
+    done = run_cli(node, "run", "--kubeconfig", str(missing), "--node-name", "n1")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"nfqproxy: {missing}: the kubeconfig cannot be read: No such file or directory;"
+        " give another with --kubeconfig\n"
+    )
+    assert "NFQPROXY" not in node.run("iptables-save").stdout
 
 
 def test_a_health_port_that_is_taken_is_an_event(cluster: Topology, tmp_path: Path) -> None:

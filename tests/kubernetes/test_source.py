@@ -329,6 +329,26 @@ def test_the_last_state_serves_while_the_server_is_away(tmp_path: Path, caplog: 
     assert "API server: all is followed again" in told
 
 
+def test_a_server_that_comes_back_from_a_backup(tmp_path: Path) -> None:
+    """Its versions are lower than what is known, and a watch from there would tell nothing."""
+
+    async def work() -> None:
+        async with serving() as server, following(server, tmp_path) as follower:
+            for number in range(1, 8):
+                apply(server, *web(f"s{number}", number + 50))
+            await agree(follower, server)
+            await server.stop()
+            await until(
+                lambda: "Connection refused" in (follower.source.last_error or ""), "it is away"
+            )
+            async with ApiServer(port=server.port) as restored:
+                apply(restored, node(NODE), *web("s1", 1), *web("s2", 2))
+                await agree(follower, restored)
+                assert follower.services == {"s1", "s2"}
+
+    run(work())
+
+
 def test_a_server_that_has_gone_silent(tmp_path: Path) -> None:
     """The connection stands and nothing comes: neither event nor end."""
 
