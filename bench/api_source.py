@@ -12,6 +12,7 @@ there ever was (VmHWM), in which the answer being read stands beside what was ma
 import asyncio
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench.process import memory
 from bench.services import BACKEND_PORT, PORT
 from bench.world import NODE_NAME
 
@@ -90,13 +92,13 @@ def _measure(kubeconfig: str) -> Measured:
     assert nfqproxy.app
 
     async def run() -> Measured:
-        before = _memory("VmRSS")
+        before = memory(os.getpid(), "VmRSS")
         began_s, began_cpu_s = time.monotonic(), time.process_time()
         source = KubernetesSource(Access(kubeconfig=kubeconfig), node_name=NODE_NAME)
         try:
             objects = await source.start()
             list_s, cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
-            after = _memory("VmRSS")
+            after = memory(os.getpid(), "VmRSS")
             cluster = ClusterState(NODE_NAME)
             began_s = time.monotonic()
             cluster.replace(objects)
@@ -107,22 +109,13 @@ def _measure(kubeconfig: str) -> Measured:
                 cpu_s=cpu_s,
                 table_s=time.monotonic() - began_s,
                 source_bytes=after - before,
-                all_bytes=_memory("VmRSS"),
-                peak_bytes=_memory("VmHWM"),
+                all_bytes=memory(os.getpid(), "VmRSS"),
+                peak_bytes=memory(os.getpid(), "VmHWM"),
             )
         finally:
             await source.close()
 
     return asyncio.run(run())
-
-
-def _memory(field: str) -> int:
-    """A field of ``/proc/self/status`` in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    raise AssertionError(f"/proc/self/status has no {field}")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.bars import NFQPROXY
 from bench.experiments.programming import SYNC_ENDPOINTS, most
 from bench.observation import Observation, Scale
+from bench.process import memory
 from bench.proxy_node import ProxyNode, Running, proxy_node
 from bench.service_files import ServiceFiles, Source, vip
 
@@ -83,7 +84,7 @@ def _measure(node: ProxyNode, files: ServiceFiles) -> dict[str, int]:
             time.sleep(0.1)
         worker = int(str(running.workers()[0]["pid"]))
         return {
-            f"{who}_{what}": _memory(pid, field)
+            f"{who}_{what}": memory(pid, field)
             for who, pid in (("supervisor", running.pid), ("worker", worker))
             for what, field in _FIELDS.items()
         }
@@ -91,12 +92,3 @@ def _measure(node: ProxyNode, files: ServiceFiles) -> dict[str, int]:
 
 def _installed(running: Running) -> int:
     return sum(int(str(worker["installed"])) for worker in running.workers())
-
-
-def _memory(pid: int, field: str) -> int:
-    """A field of ``/proc/PID/status`` in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    raise AssertionError(f"/proc/{pid}/status has no {field}")

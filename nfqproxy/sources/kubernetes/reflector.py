@@ -140,6 +140,7 @@ class Reflector:
                 if self._is_healthy:
                     # Once without a pause: what is known is out of date.
                     self._is_healthy = False
+                    self._failures = 0
                     continue
                 asked_s = 0.0
             except ApiServerError as error:

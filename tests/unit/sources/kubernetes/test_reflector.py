@@ -7,8 +7,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from nfqproxy.control.objects import KubernetesObject, ObjectKey
 from nfqproxy.sources.fields import Context
+from nfqproxy.sources.kubernetes.client import ApiServerError
 from nfqproxy.sources.kubernetes.decoding import Identity
 from nfqproxy.sources.kubernetes.reflector import Pace, Reflector, Resource
 
@@ -35,7 +38,10 @@ class Server:
 
     async def get(self, _path: str, query: dict[str, str], _what: str) -> bytes:
         self.asked.append(("list", query.get("resourceVersion", "")))
-        return json.dumps(self._lists.pop(0)).encode()
+        answer = self._lists.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return json.dumps(answer).encode()
 
     @asynccontextmanager
     async def watch(
@@ -48,7 +54,10 @@ class Server:
         if not self._watches:
             self.is_through.set()
             await asyncio.Event().wait()
-        for kind, value in self._watches.pop(0):
+        for each in self._watches.pop(0):
+            if isinstance(each, Exception):
+                raise each
+            kind, value = each
             yield json.dumps({"type": kind, "object": value}).encode()
 
 
@@ -75,7 +84,7 @@ class Sink:
         self.faults.append((identity.name, faults))
 
 
-def follow(lists: list[Any], watches: list[list[Any]]) -> tuple[Server, Sink]:
+def follow(lists: list[Any], watches: list[list[Any]], pace: Pace = PACE) -> tuple[Server, Sink]:
     """What has come of a script once it is through."""
 
     async def work() -> tuple[Server, Sink]:
@@ -84,7 +93,7 @@ def follow(lists: list[Any], watches: list[list[Any]]) -> tuple[Server, Sink]:
             RESOURCE,
             server,  # type: ignore[arg-type]
             sink,
-            pace=PACE,
+            pace=pace,
             chance=random.Random(1),
             context=Context("API server", once=set()),
         )
@@ -160,3 +169,39 @@ def test_a_kind_of_event_that_is_not_known_is_passed_over() -> None:
         [[("RENAMED", service("a", 11, 2)), ("MODIFIED", service("a", 12, 3))]],
     )
     assert sink.ips == {"a": "10.96.0.3"}
+
+
+def test_the_pause_grows_with_jitter_to_its_limit_and_keeps_to_what_the_server_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+
+    async def wait(_event: asyncio.Event, seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(Reflector, "_wait", staticmethod(wait))
+    away = ApiServerError("away")
+    busy = ApiServerError("busy", status=429, retry_after_s=17.0)
+    much = ApiServerError("much", status=429, retry_after_s=9999.0)
+    tick = ("BOOKMARK", service("", 11, 1))
+    follow(
+        [*[away] * 8, busy, much, page(10), page(10), page(11)],
+        [[tick, away], [tick], [("ERROR", {"code": 410})], [("ERROR", {"code": 410})]],
+        pace=Pace(first_delay_s=0.5, longest_delay_s=30.0),
+    )
+    whole = [0.5 * 2**number for number in range(6)] + [30.0] * 2
+    assert all(0.5 * most <= pause <= most for pause, most in zip(pauses, whole, strict=False))
+    assert len(set(pauses[6:8])) == 2, "jitter"
+    assert pauses[8] >= 17.0
+    assert pauses[9] == 30.0
+    # A watch that told something makes the next failure the first again; the first 410 needs no pause.
+    assert 0.25 <= pauses[10] <= 0.5
+    assert len(pauses) == 12
+    assert 0.25 <= pauses[11] <= 0.5
+
+
+def test_a_watch_that_is_refused_again_and_again_is_given_up_for_a_list() -> None:
+    broken = ApiServerError("broken", status=500)
+    busy = ApiServerError("busy", status=429)
+    server, _ = follow([page(10), page(11)], [[busy]] * 9 + [[broken]] * 4)
+    assert server.asked == [("list", "0"), *[("watch", "10")] * 13, ("list", ""), ("watch", "11")]
