@@ -113,7 +113,7 @@ class Registry:
         return self._replace(resource, before, value, status=status)
 
     def delete(self, resource: Resource, namespace: str, name: str, options: Object) -> Object:
-        """DELETE: a Status. 409 when a precondition does not hold. A namespace takes along what is in it."""
+        """DELETE, and what it answers. 409: a precondition does not hold. A namespace goes with what is in it."""
         found = self.read(resource, namespace, name)
         metadata = found.parsed()["metadata"]
         for field, title in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
@@ -138,6 +138,8 @@ class Registry:
                     if version.namespace == name:
                         self.store.remove(inner, version)
         self.store.remove(resource, found)
+        if resource.is_returned_deleted:
+            return {"kind": resource.kind, "apiVersion": resource.api_version, **found.parsed()}
         told = success(name=name, kind=resource.plural, uid=metadata["uid"])
         if resource.group:
             told["details"]["group"] = resource.group

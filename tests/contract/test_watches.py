@@ -273,4 +273,16 @@ async def test_open_watches_are_counted(api: Api, server: ApiServer) -> None:
         while server.watches["services"]:  # noqa: ASYNC110 - the far end of a connection
             await asyncio.sleep(0.005)
     assert server.requests["watch", "services"] == 1
-    assert names(await api.list("services")) == []
+
+
+async def test_a_client_that_leaves_is_no_trouble(
+    api: Api, server: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection goes at the very moment when there is something to write."""
+    async with api.watch("endpointslices", "") as watch:
+        slice_ = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice"}
+        server.apply(slice_ | endpoint_slice("web-1", "10.244.1.10"))
+        await watch.next()
+        server.apply(slice_ | endpoint_slice("web-2", "10.244.1.11"))
+        await server.stop()
+    assert caplog.records == []

@@ -241,6 +241,17 @@ async def test_deletion_has_preconditions(api: Api) -> None:
     assert (await api.call("DELETE", path)).status == 404
 
 
+async def test_deletion_is_answered_as_clients_decode_it(api: Api) -> None:
+    """Generated clients have a type for each answer: a Service for a Service, a Status for a slice."""
+    await api.create("services", service("a"))
+    gone = await api.call("DELETE", api.path("services", "a"))
+    assert (gone.body["kind"], gone.body["metadata"]["name"]) == ("Service", "a")
+    made = await api.create("endpointslices", endpoint_slice("web-1", "10.244.1.10"))
+    gone = await api.call("DELETE", api.path("endpointslices", "web-1"))
+    assert (gone.body["kind"], gone.body["status"]) == ("Status", "Success")
+    assert gone.body["details"]["uid"] == made["metadata"]["uid"]
+
+
 async def test_an_object_made_anew_is_another_one(api: Api) -> None:
     first = await api.create("services", service("a"))
     await api.delete("services", "a")
