@@ -215,7 +215,7 @@ async def test_a_restart_cuts_everything_and_forgets(api: Api, server: ApiServer
     server.faults.force(Fault.RESTART)
     with pytest.raises((aiohttp.ClientError, ConnectionError)):
         await to_the_end(api, start, lambda: api.create("services", service("a")))
-    await until(lambda: server._runner is not None)
+    await until(lambda: not server.is_restarting)
     assert server.port == port
     found = await api.call("GET", api.path("services"), watch=1, resourceVersion=start)
     assert found.body["object"]["code"] == 410
@@ -283,6 +283,7 @@ async def _survives(seed: int) -> None:
                     await asyncio.sleep(0.003)
             counts = server.faults.counts.copy()
             server.settle()
+            await until(lambda: not server.is_restarting)
             expected = {path: await _state(server, path) for path in followers}
 
             def is_right() -> bool:
