@@ -25,6 +25,8 @@ _SPECIAL = {
     "a link-local multicast": r"224\.0\.0\.|ff02:",
 }
 _IS_SPECIAL = re.compile("|".join(f"({pattern})" for pattern in _SPECIAL.values()))
+_REMEMBERED = 10_000
+"""Sentences that are not told again; then all may be."""
 _NO_LABELS: Mapping[str, str] = {}
 # RFC 1123 subdomain, which every name of these kinds obeys.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -45,6 +47,8 @@ class Context(NamedTuple):
         if self.once is not None:
             if sentence in self.once:
                 return
+            if len(self.once) >= _REMEMBERED:
+                self.once.clear()
             self.once.add(sentence)
         logger.log(level, "%s: %s", self.origin, sentence)
 
