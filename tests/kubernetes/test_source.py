@@ -363,7 +363,8 @@ def test_a_server_that_has_gone_silent(tmp_path: Path) -> None:
                 async with following(
                     server, tmp_path, time_outs=time_outs, always=held(server).keys()
                 ) as follower:
-                    await watched(server)
+                    for plural in ("services", "endpointslices", "nodes", "servicecidrs"):
+                        await watched(server, plural)
                     relay.passes.clear()
                     apply(server, *web("s9", 9))
                     await until(
@@ -378,7 +379,10 @@ def test_a_server_that_has_gone_silent(tmp_path: Path) -> None:
 
 
 class Relay:
-    """Between client and server, as a network that stops to carry while ``passes`` is not set."""
+    """Between client and server, as a network that carries nothing while ``passes`` is not set.
+
+    What has met that once carries nothing ever again, and does not end either.
+    """
 
     def __init__(self, port: int) -> None:
         self._to = port
@@ -408,7 +412,8 @@ class Relay:
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
             while data := await source.read(65536):
-                await self.passes.wait()
+                if not self.passes.is_set():
+                    await asyncio.Event().wait()
                 sink.write(data)
         finally:
             sink.close()
