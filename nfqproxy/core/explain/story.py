@@ -203,7 +203,7 @@ def _queued(packet: Packet, origin: Origin, plan: FrontendPlan) -> Steps:
     if protocol is Protocol.UDP:
         flow = f", and its flow is not yet in nfqproxy-flows-{family}"
     return (
-        f"raw {origin.hook}: the last rule jumps to NFQPROXY-QUEUE, which takes {_NEW[protocol]}",
+        f"raw {origin.hook}: the last rules jump to NFQPROXY-QUEUE, which takes {_NEW[protocol]}",
         f"raw {origin.hook}: {_member(packet)} is in nfqproxy-frontends-{family}{flow} -> queue",
     )
 
