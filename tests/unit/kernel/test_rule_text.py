@@ -113,19 +113,19 @@ def test_detectors_are_asked_before_the_node() -> None:
     ]
 
 
-def test_refusals_stand_behind_nat_and_guards_before_it() -> None:
+def test_refusals_and_guards_stand_behind_nat() -> None:
     text = render(RuleSettings(families=(Family.IPV6,))).nft
     hooks = dict(re.findall(r"chain (\S+) \{\n\t\ttype filter hook (.*?); policy accept", text))
     assert hooks == {
-        "guard-prerouting": "prerouting priority dstnat - 10",
-        "guard-output": "output priority -110",
         "refuse-input": "input priority -110",
         "refuse-forward": "forward priority -110",
         "refuse-output": "output priority -90",
     }
     for name in ("refuse-input", "refuse-forward", "refuse-output"):
         (_, rule) = chain(text, name)
-        assert rule.startswith("ct state new ct status & dnat == 0 goto ")
+        assert rule.startswith("ct state new goto refuse-"), "one look for established connections"
+    for name in ("refuse-frontend", "refuse-address"):
+        assert chain(text, name)[:2] == ["jump check-source", "ct status & dnat != 0 return"]
     assert "reject with icmpv6 type port-unreachable" in text
     assert "tcp reset" not in text
 
