@@ -29,9 +29,10 @@ from nfqproxy.control.objects import Objects
 from nfqproxy.core.health_ports import health_ports
 from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
-from nfqproxy.errors import HostError, InputError, NfqproxyError
+from nfqproxy.errors import InputError, NfqproxyError
 from nfqproxy.kernel import host_check, node_rules
 from nfqproxy.kernel.affinity_file import store_path
+from nfqproxy.kernel.capabilities import require_network_rights
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.mark_map import MarkMap
@@ -147,8 +148,7 @@ class App:
 
     async def run(self, *, once: bool) -> None:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
-        if os.geteuid() != 0:
-            raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
+        require_network_rights("programming the kernel")
         if not self._config.manifests:
             raise InputError("no Services to serve; give a file or directory with --manifests")
         # Nothing of what is made now goes again, so the collector would walk it over and over in vain.
@@ -196,8 +196,7 @@ class App:
 
     def reconcile(self, *, dry_run: bool) -> SweepReport:
         """Hold connection tracking against the manifests once, without a running proxy."""
-        if os.geteuid() != 0:
-            raise HostError("reading connection tracking needs root; run as root")
+        require_network_rights("reading connection tracking")
         if not self._config.manifests:
             raise InputError(
                 "no Services to compare with; give a file or directory with --manifests"

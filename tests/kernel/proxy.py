@@ -83,6 +83,7 @@ class Proxy:
         workers: int = 1,
         env: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "nfqproxy"),
+        before: Sequence[str] = (),
     ) -> None:
         self.namespace = namespace
         self._directory = tempfile.TemporaryDirectory(prefix="nfqproxy-test-")
@@ -90,6 +91,8 @@ class Proxy:
         self._python = Path(self._directory.name, "python")
         self._python.symlink_to(sys.executable)
         self._program = program
+        # A command that becomes the one it is given, such as setpriv.
+        self._before = before
         self._env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})}
         self._log = Path(self._directory.name, "log")
         self.manifest = Path(self._directory.name, "services.json")
@@ -138,6 +141,7 @@ class Proxy:
         assert self._process is None or self._process.poll() is not None, "it runs already"
         with self._log.open("ab") as log:
             self._process = self.namespace.popen(
+                *self._before,
                 str(self._python),
                 *self._program,
                 *self._arguments,
