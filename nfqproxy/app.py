@@ -30,7 +30,7 @@ from nfqproxy.core.health_ports import health_ports
 from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
 from nfqproxy.errors import HostError, InputError, NfqproxyError
-from nfqproxy.kernel import host_check, node_rules
+from nfqproxy.kernel import host_check, iptables, node_rules
 from nfqproxy.kernel.affinity_file import store_path
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
@@ -41,6 +41,8 @@ from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSetting
 from nfqproxy.model import DataPath, FrontendKey, FrontendPlan, NodeContext, ServicePort
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
+from nfqproxy.sources.iptables.source import IptablesSaveSource
+from nfqproxy.sources.iptables.text import Dump
 from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.health_ports import HealthPorts
 from nfqproxy.supervisor.reconciler import Reconciler, SweepReport
@@ -77,6 +79,31 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
     )
 
 
+def kube_proxy_rules(backend: IptablesBackend) -> list[Dump]:
+    """The tables of this node in which kube-proxy has rules, as iptables-save prints them."""
+    return [
+        Dump(command, "\n".join(lines) + "\n")
+        for command, lines in iptables.listings(iptables.choose_backend(backend))
+        if command.endswith((" nat", " filter"))
+    ]
+
+
+def source_of(config: ProxyConfig, node_name: str) -> FileSource | IptablesSaveSource:
+    """Where the Services of a configuration come from."""
+    if not config.iptables_save:
+        return FileSource([Path(path) for path in config.manifests])
+    if config.mode == "overlay" and not config.steer_all:
+        raise InputError(
+            "kube-proxy's rules hold no labels, so in overlay mode no Service is chosen by them; give"
+            " --steer-all"
+        )
+    return IptablesSaveSource(
+        config,
+        lambda: kube_proxy_rules(IptablesBackend(config.iptables)),
+        node_name=node_name,
+    )
+
+
 def _settle_memory() -> None:
     """Let the collector look only at what is made from now on, not at the tables there are."""
     gc.freeze()
@@ -107,7 +134,7 @@ class App:
         self._shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
-        self._source = FileSource([Path(path) for path in config.manifests])
+        self._source = source_of(config, self._node_name)
         self._cluster = ClusterState(self._node_name)
         self._plans = PlanTable(self._settings)
         self._routes: Routes
@@ -149,8 +176,11 @@ class App:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
         if os.geteuid() != 0:
             raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
-        if not self._config.manifests:
-            raise InputError("no Services to serve; give a file or directory with --manifests")
+        if not self._config.has_source:
+            raise InputError(
+                "no Services to serve; give a file or directory with --manifests, or kube-proxy's rules"
+                " with --iptables-save"
+            )
         # Nothing of what is made now goes again, so the collector would walk it over and over in vain.
         gc.disable()
         loop = asyncio.get_running_loop()
@@ -198,7 +228,7 @@ class App:
         """Hold connection tracking against the manifests once, without a running proxy."""
         if os.geteuid() != 0:
             raise HostError("reading connection tracking needs root; run as root")
-        if not self._config.manifests:
+        if not self._config.has_source:
             raise InputError(
                 "no Services to compare with; give a file or directory with --manifests"
             )
@@ -359,7 +389,7 @@ class App:
                 await self._publish()
 
     async def _reload_on_hangup(self) -> None:
-        """SIGHUP: read the manifests, and put everything into the kernel anew whatever it holds."""
+        """SIGHUP: read manifests or dumps, and put everything into the kernel anew whatever it holds."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()
