@@ -16,7 +16,7 @@ from nfqproxy.sources.iptables.chains import MASQUERADE, Chains, Detector, Picks
 from nfqproxy.sources.iptables.rule import Rule, host
 from nfqproxy.sources.iptables.text import Loss, Table
 
-_COMMENT = re.compile(r"([^/\s:]+)/([^/\s:]+)(?::([^\s:]*))?(?: (.+))?")
+_COMMENT = re.compile(r"([^/\s:]+)/([^/\s:]+)(?::([a-z0-9-]{0,63}))?(?: (.+))?")
 _CLUSTER_IP, _EXTERNAL_IP, _VIP = "cluster IP", "external IP", "loadbalancer IP"
 _NO_ENDPOINTS, _NO_LOCAL = "has no endpoints", "has no local endpoints"
 _HEALTH_PORT = "health check node port"

@@ -76,10 +76,8 @@ _CONDITIONS = (
     "remembered_s",
 )
 
-# Options that say nothing of their own: how a module is loaded, what is kept beside, defaults spelt out.
+# Options that say nothing of their own: what is kept beside, and defaults spelt out.
 _IDLE = {
-    "-m": 1,
-    "--mode": 1,
     "--rcheck": 0,
     "--set": 0,
     "--reap": 0,
@@ -98,7 +96,17 @@ _VALUES = frozenset(
         *("--probability", "--seconds", "--to-destination"),
     )
 )
+# Words that have one value, and modules that are no condition by their mere presence.
+_FIXED = {
+    "--mode": frozenset(("random",)),
+    "-m": frozenset(
+        ("addrtype", "comment", "nfacct", "physdev", "recent", "sctp", "statistic", "tcp", "udp")
+    ),
+}
 _NEGATABLE = frozenset(("-s", "-d", "-i", "--src-type", "--dst-type", "--physdev-is-in"))
+
+
+_ARITY = {**_IDLE, **dict.fromkeys((*_VALUES, *_FIXED), 1), "--physdev-is-in": 0}
 
 
 def parse(line: int, text: str, family: Family) -> Rule:
@@ -111,14 +119,17 @@ def parse(line: int, text: str, family: Family) -> Rule:
         is_negated = words[at] == "!"
         at += is_negated
         option = words[at] if at < len(words) else ""
-        arity = 1 if option in _VALUES else 0 if option == "--physdev-is-in" else _IDLE.get(option)
+        arity = _ARITY.get(option)
         if arity is None:
             raise RuleError(f"{_shown(option)} is not understood")
         if at + arity >= len(words):
             raise RuleError(f"{option} has no value")
         if is_negated and option not in _NEGATABLE:
             raise RuleError(f"! {option} is not understood")
-        if option not in _IDLE:
+        if option in _FIXED:
+            if words[at + 1] not in _FIXED[option]:
+                raise RuleError(f"{option} {_shown(words[at + 1])} is not understood")
+        elif option not in _IDLE:
             key = f"! {option}" if is_negated else option
             if key in given:
                 raise RuleError(f"{option} is given twice")

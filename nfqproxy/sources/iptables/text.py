@@ -67,6 +67,16 @@ class Table(Struct, frozen=True, kw_only=True):
     """Line of each chain's declaration, or of its first rule where it has none."""
 
 
+class _Part(Struct):
+    """A table of which perhaps nothing tells the family."""
+
+    name: str
+    line: int
+    family: Family | None
+    chains: dict[str, list[Line]]
+    declared: dict[str, int]
+
+
 def read(dumps: Iterable[Dump]) -> tuple[list[Table], list[Loss]]:
     """The tables nat and filter of these listings; raises ManifestError that names file and line.
 
@@ -106,11 +116,27 @@ class _Reader:
         self._is_bare = not any(line.startswith("*") for line in self._lines)
 
     def tables(self, losses: list[Loss]) -> list[Table]:
-        found: list[Table] = []
+        parts = self._parts()
+        if self._is_bare and self._lines[-1].strip():
+            problem = "the last line has no end; it may be cut off"
+            losses.append(Loss(self._origin, len(self._lines), problem))
+        return [
+            Table(
+                origin=self._origin,
+                name=part.name,
+                family=part.family or _family_beside(part, parts),
+                line=part.line,
+                chains=part.chains,
+                declared=part.declared,
+            )
+            for part in parts
+            if part.chains
+        ]
+
+    def _parts(self) -> list[_Part]:
+        found: list[_Part] = []
         family: Family | None = None
-        chains: dict[str, list[Line]] | None = {} if self._is_bare else None
-        declared: dict[str, int] = {}
-        name, begin = ANY_TABLE, 1
+        part = _Part(ANY_TABLE, 1, None, {}, {}) if self._is_bare else None
         for number, raw in enumerate(self._lines, 1):
             line = raw.rstrip()
             if not line or line.startswith("#"):
@@ -118,66 +144,45 @@ class _Reader:
                 if generated:
                     family = Family.IPV6 if generated[1] == "ip6tables" else Family.IPV4
             elif line.startswith("*") and not self._is_bare:
-                if chains is not None:
+                if part is not None:
                     raise self._fault(
-                        number, f"begins a table before the COMMIT of table {name}; save it again"
+                        number,
+                        f"begins a table before the COMMIT of table {part.name}; save it again",
                     )
-                name, begin, chains, declared = line[1:], number, {}, {}
-            elif line == "COMMIT" and chains is not None and not self._is_bare:
-                if name in ("nat", "filter"):
-                    found.append(self._table(name, family, begin, chains, declared))
-                chains = None
-            elif chains is None:
+                part = _Part(line[1:], number, None, {}, {})
+            elif line == "COMMIT" and part is not None and not self._is_bare:
+                part.family = family or _family(part.chains)
+                if part.name in ("nat", "filter"):
+                    found.append(part)
+                part = None
+            elif part is None:
                 raise self._unknown(number, line, "stands in no table")
             else:
-                self._take(number, line, chains, declared)
-        if self._is_bare:
-            if self._lines[-1].strip():
-                losses.append(self._cut(len(self._lines)))
-            return [self._table(ANY_TABLE, family, 1, chains or {}, declared)]
-        if chains is not None:
+                self._take(number, line, part)
+        if part is not None and self._is_bare:
+            part.family = family or _family(part.chains)
+            found.append(part)
+        elif part is not None:
             raise self._fault(
                 len(self._lines),
-                f"ends inside table {name}, before its COMMIT: it is cut off; save it again",
+                f"ends inside table {part.name}, before its COMMIT: it is cut off; save it again",
             )
         return found
 
-    def _take(
-        self, number: int, line: str, chains: dict[str, list[Line]], declared: dict[str, int]
-    ) -> None:
+    def _take(self, number: int, line: str, part: _Part) -> None:
         rule = _RULE.fullmatch(line)
         if rule is not None:
             if rule[1].startswith(_KUBE):
-                declared.setdefault(rule[1], number)
-                chains.setdefault(rule[1], []).append(Line(number, rule[2] or ""))
+                part.declared.setdefault(rule[1], number)
+                part.chains.setdefault(rule[1], []).append(Line(number, rule[2] or ""))
             return
         chain = _CHAIN.fullmatch(line)
         if chain is None:
             raise self._unknown(number, line, "is no line of iptables-save")
         name = chain[1] or chain[2] or chain[3]
         if name.startswith(_KUBE):
-            declared.setdefault(name, number)
-            chains.setdefault(name, [])
-
-    def _table(
-        self,
-        name: str,
-        family: Family | None,
-        begin: int,
-        chains: dict[str, list[Line]],
-        declared: dict[str, int],
-    ) -> Table:
-        return Table(
-            origin=self._origin,
-            name=name,
-            family=family or _family(chains),
-            line=begin,
-            chains=chains,
-            declared=declared,
-        )
-
-    def _cut(self, number: int) -> Loss:
-        return Loss(self._origin, number, "the last line has no end; it may be cut off")
+            part.declared.setdefault(name, number)
+            part.chains.setdefault(name, [])
 
     def _unknown(self, number: int, line: str, what: str) -> ManifestError:
         shown = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
@@ -187,15 +192,23 @@ class _Reader:
         return _fault(self._origin, number, problem)
 
 
-def _family(chains: dict[str, list[Line]]) -> Family:
-    """By the first address in it, where the text does not say; IPv4 without any."""
+def _family(chains: dict[str, list[Line]]) -> Family | None:
+    """By the first address in it, where the text does not say."""
     for lines in chains.values():
         for line in lines:
             found = _ADDRESS.search(f" {line.text}")
             if found is not None:
                 # One colon alone is that of ADDRESS:PORT.
                 return Family.IPV6 if found[1].count(":") > 1 else Family.IPV4
-    return Family.IPV4
+    return None
+
+
+def _family_beside(part: _Part, parts: list[_Part]) -> Family:
+    """That of the nearest table, of which none is known that has the part's name; else IPv4."""
+    taken = {each.family for each in parts if each.name == part.name}
+    near = sorted(parts, key=lambda each: abs(each.line - part.line))
+    families = [each.family for each in near if each.family is not None]
+    return next((family for family in families if family not in taken), Family.IPV4)
 
 
 def _fault(origin: str, line: int, problem: str) -> ManifestError:
