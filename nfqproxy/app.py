@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,6 +58,7 @@ T = TypeVar("T")
 
 _RETRY_S = 2.0
 """Pause before a change that the kernel refused is tried again."""
+_KUBE_PROXY_TABLES = ("nat", "filter")
 # Any address of the Internet: asked only which of our addresses leads there.
 _ANYWHERE = (ip_address("192.0.2.254").packed, ip_address("2001:db8::fe").packed)
 
@@ -79,13 +80,21 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
     )
 
 
-def kube_proxy_rules(backend: IptablesBackend) -> list[Dump]:
-    """The tables of this node in which kube-proxy has rules, as iptables-save prints them."""
-    return [
-        Dump(command, "\n".join(lines) + "\n")
-        for command, lines in iptables.listings(iptables.choose_backend(backend))
-        if command.endswith((" nat", " filter"))
-    ]
+def kube_proxy_rules(wanted: IptablesBackend) -> Callable[[], list[Dump]]:
+    """What reads those tables of this node in which kube-proxy has rules, as iptables-save prints them.
+
+    With AUTO it goes by the back end that has them, which is looked for once.
+    """
+    known: IptablesBackend | None = None
+
+    def read() -> list[Dump]:
+        nonlocal known
+        backend = known or iptables.choose_backend(wanted)
+        dumps = [Dump(*each) for each in iptables.saved(backend, _KUBE_PROXY_TABLES)]
+        known = backend if any("KUBE-SERVICES" in dump.text for dump in dumps) else None
+        return dumps
+
+    return read
 
 
 def source_of(config: ProxyConfig, node_name: str) -> FileSource | IptablesSaveSource:
@@ -99,7 +108,7 @@ def source_of(config: ProxyConfig, node_name: str) -> FileSource | IptablesSaveS
         )
     return IptablesSaveSource(
         config,
-        lambda: kube_proxy_rules(IptablesBackend(config.iptables)),
+        kube_proxy_rules(IptablesBackend(config.iptables)),
         node_name=node_name,
     )
 

@@ -1,8 +1,6 @@
 """``nfqproxy import``: kube-proxy's rules as manifests."""
 
 import json
-import logging
-import os
 import socket
 import sys
 from typing import Any
@@ -12,12 +10,18 @@ import yaml
 
 from nfqproxy.app import kube_proxy_rules
 from nfqproxy.control.address import canonical_ip
-from nfqproxy.errors import HostError, InputError
+from nfqproxy.errors import InputError
 from nfqproxy.kernel.rule_settings import IptablesBackend
 from nfqproxy.sources import config as configuration
-from nfqproxy.sources.iptables.source import LIVE, Reading, dump, interpret, read_files
-
-log = logging.getLogger(__name__)
+from nfqproxy.sources.iptables.source import (
+    LIVE,
+    LiveRules,
+    Reading,
+    dump,
+    interpret,
+    read_files,
+    understood,
+)
 
 # The C writer (libyaml) where PyYAML was built with it; several times as fast.
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -55,11 +59,9 @@ def import_(
     Example: nfqproxy import kube-proxy-v4.save kube-proxy-v6.save -o yaml
     """
     names = dumps or (LIVE,)
-    if LIVE in names and os.geteuid() != 0:
-        raise HostError("reading the node's rules needs root; run as root, or give a file")
     read = read_files(
         [name for name in names if name != "-"],
-        lambda: kube_proxy_rules(IptablesBackend(iptables)),
+        LiveRules(kube_proxy_rules(IptablesBackend(iptables))),
     )
     if "-" in names:
         read.append(dump("stdin", sys.stdin.buffer.read()))
@@ -69,12 +71,13 @@ def import_(
         node_addresses=[_address(text) for text in node_addresses],
     )
     for loss in reading.losses:
-        log.warning("%s", loss)
+        click.echo(f"nfqproxy: {loss}", err=True)
     if reading.losses and strict:
         raise InputError(
-            f"{len(reading.losses)} losses, named above; mend the rules or leave out --strict"
+            f"{len(reading.losses)} rules are not understood, as named above; leave out --strict to have"
+            " the rest"
         )
-    _print(reading, names, output)
+    _print(understood(reading), output)
     return 0
 
 
@@ -85,7 +88,7 @@ def _address(text: str) -> str:
         raise InputError(f"--node-address: {error}") from None
 
 
-def _print(reading: Reading, names: tuple[str, ...], output: str) -> None:
+def _print(reading: Reading, output: str) -> None:
     if output == "json":
         items = {"apiVersion": "v1", "kind": "List", "items": list(reading.documents)}
         click.echo(json.dumps(items, indent=2))
@@ -93,5 +96,5 @@ def _print(reading: Reading, names: tuple[str, ...], output: str) -> None:
     if output == "config":
         yaml.dump(reading.configuration, sys.stdout, _Dumper, sort_keys=False)
         return
-    click.echo(f"# Made by nfqproxy import from kube-proxy's rules in {', '.join(names)}.")
+    click.echo("# Made by nfqproxy import from the rules of kube-proxy.")
     yaml.dump_all(reading.documents, sys.stdout, _Dumper, sort_keys=False, explicit_start=True)

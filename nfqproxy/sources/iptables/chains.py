@@ -15,7 +15,7 @@ A chain leads only to those further right in this list, so there are no loops.
 from collections.abc import Iterator
 from enum import StrEnum
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from nfqproxy.sources.iptables.rule import Rule, RuleError, host, parse
 from nfqproxy.sources.iptables.shares import is_out_of_order
@@ -94,7 +94,7 @@ class Chains:
         self.detector = Detector()
         self._losses = losses
         self._reached: set[str] = set()
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, Target | None] = {}
         self._sets: dict[str, Picks | None] = {}
         self._endpoints: dict[str, tuple[str, int] | None] = {}
 
@@ -134,15 +134,15 @@ class Chains:
             return None
         if not self.is_there(rule):
             return None
-        found = self._targets.get(rule.target)
-        if found is None:
-            found = self._targets[rule.target] = self._read(rule.target, kind)
-        return found
+        if rule.target not in self._targets:
+            self._targets[rule.target] = self._read(rule, kind)
+        return self._targets[rule.target]
 
-    def _read(self, chain: str, kind: Kind) -> Target:
+    def _read(self, rule: Rule, kind: Kind) -> Target | None:
+        chain = rule.target
         match kind:
             case Kind.FIREWALL:
-                return self._firewall(chain)
+                return self._firewall(rule, chain)
             case Kind.EXTERNAL | Kind.OLD_EXTERNAL:
                 return self._external(chain)
             case Kind.LOCAL:
@@ -150,7 +150,7 @@ class Chains:
             case _:
                 return Target(cluster=self._picks(chain))
 
-    def _firewall(self, chain: str) -> Target:
+    def _firewall(self, frontend: Rule, chain: str) -> Target | None:
         found: Target | None = None
         ranges: dict[str, None] = {}
         is_open = False
@@ -167,13 +167,13 @@ class Chains:
             else:
                 ranges[rule.source] = None
             found = self.target(rule) or found
-        found = found or Target()
-        return Target(
-            cluster=found.cluster,
-            local=found.local,
-            is_local=found.is_local,
-            ranges=() if is_open else tuple(ranges),
-        )
+        if found is None:
+            # Without ranges the frontend would be open to everybody.
+            self.lose(
+                frontend.line, f"no rule of chain {chain} is understood; the frontend is left out"
+            )
+            return None
+        return structs.replace(found, ranges=() if is_open else tuple(ranges))
 
     def _external(self, chain: str) -> Target:
         found = Target(is_local=True)

@@ -131,7 +131,7 @@ class _Maker:
         self._node = node_name
         self._losses = losses
         self._cluster_ips: dict[Family, str] = {}
-        self._ports = {name: self._kept(name, by_family) for name, by_family in ports.items()}
+        self._ports = {name: self._kept(name, ports[name]) for name in sorted(ports)}
         self._all = [port for each in self._ports.values() for port in each.values()]
         self._first = min(
             (port for each in ports.values() for port in each.values()),
@@ -204,6 +204,7 @@ class _Maker:
             spec["healthCheckNodePort"] = health_port
         affinity_s = self._one("an affinity time-out", _affinity_s)
         if affinity_s:
+            self._check_affinity()
             spec["sessionAffinity"] = "ClientIP"
             spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": affinity_s}}
         found: Manifest = {
@@ -259,14 +260,22 @@ class _Maker:
         """An address belongs to all ports of a Service; take down where a port has no rule for it."""
         for family in self._cluster_ips:
             ports = self._of(family)
-            for address in _merged((*port.external_ips, *port.vips) for port in ports):
-                for port in ports:
-                    if address not in port.external_ips and address not in port.vips:
-                        self._lose(
-                            port,
-                            f"no rule for {address}, which another port of the Service has; it is taken"
-                            " to have it too",
-                        )
+            addresses = _merged((*port.external_ips, *port.vips) for port in ports)
+            for port in ports:
+                own = port.external_ips | port.vips
+                if len(own) < len(addresses):
+                    first = next(address for address in addresses if address not in own)
+                    self._lose(
+                        port,
+                        f"no rule for {first}, which another port of the Service has; it is taken to have"
+                        " all addresses of the others",
+                    )
+
+    def _check_affinity(self) -> None:
+        """Affinity belongs to all ports of a Service; take down a port with endpoints that has none."""
+        for port in self._all:
+            if (port.cluster or port.local) and not _affinity_s(port):
+                self._lose(port, "no affinity, unlike another port; it is taken to have it too")
 
     def _slices(self) -> tuple[list[Manifest], dict[str, int]]:
         """The slices, and the weights by address if that is how they can be told."""

@@ -32,7 +32,7 @@ def weights(chances: Sequence[float]) -> list[int]:
     if not total:
         return [0] * len(chances)
     shares = [share / total for share in shares]
-    for whole in range(1, _LARGEST_SUM + 1):
+    for whole in range(1, _LARGEST_SUM + 1) if len(shares) <= _LARGEST_SUM else ():
         if all(abs(share * whole - round(share * whole)) < _TOLERANCE * whole for share in shares):
             found = [round(share * whole) for share in shares]
             # A share too small to be told from none is found with a larger sum, or below.

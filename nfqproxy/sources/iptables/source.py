@@ -11,14 +11,21 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from nfqproxy.control.objects import KubernetesObject, ObjectChange, ObjectKey, Objects, object_key
+from nfqproxy.control.objects import (
+    KubernetesObject,
+    ObjectChange,
+    ObjectKey,
+    Objects,
+    Service,
+    object_key,
+)
 from nfqproxy.errors import ManifestError, NfqproxyError
 from nfqproxy.model import Family
 from nfqproxy.sources import paths as on_disk
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.decode import decode
 from nfqproxy.sources.fields import Context
-from nfqproxy.sources.file import as_objects, difference
+from nfqproxy.sources.file import RETRY_S, as_objects, difference
 from nfqproxy.sources.iptables import manifests
 from nfqproxy.sources.iptables.ports import FamilyPorts
 from nfqproxy.sources.iptables.text import Dump, Loss, read
@@ -31,7 +38,7 @@ LIVE = "live"
 
 _TRIES = 5
 """How often the node's rules are read anew until two listings in turn are the same."""
-_SHARE = 20
+_SHARE = 10
 """Reading the node's rules takes at most one part in so many of the time."""
 _TOLD = 20
 """Losses that are logged one by one."""
@@ -85,6 +92,18 @@ def interpret(
     )
 
 
+def understood(reading: Reading) -> Reading:
+    """The same; ManifestError where losses have left no Service."""
+    if reading.losses and not any(isinstance(item, Service) for item in reading.objects):
+        first = reading.losses[0]
+        raise ManifestError(
+            f"holds no Service that can be read (line {first.line}: {first.problem}; losses in all:"
+            f" {len(reading.losses)}); give the rules of kube-proxy in iptables mode",
+            file=first.origin,
+        )
+    return reading
+
+
 def _decoded(documents: Iterable[dict[str, Any]], origin: str) -> list[KubernetesObject]:
     decoded = [decode(document, Context(origin)) for document in documents]
     return [item for item in decoded if item is not None]
@@ -95,7 +114,7 @@ def read_files(names: Sequence[str], read_live: ReadLive) -> list[Dump]:
     dumps: list[Dump] = []
     for name in names:
         if name == LIVE:
-            dumps += _settled(read_live)
+            dumps += read_live()
             continue
         dumps.append(dump(name, on_disk.read(Path(name), "iptables-save")))
     return dumps
@@ -112,20 +131,30 @@ def dump(origin: str, data: bytes) -> Dump:
         ) from None
 
 
-def _settled(read_live: ReadLive) -> Sequence[Dump]:
+class LiveRules:
     """The node's rules, of no moment at which kube-proxy had written one table and not yet the other."""
-    found = read_live()
-    for _ in range(_TRIES):
-        before, found = found, read_live()
-        if _rules(before) == _rules(found):
-            break
-    return found
+
+    def __init__(self, read_live: ReadLive) -> None:
+        self._read = read_live
+        self._known = 0
+
+    def __call__(self) -> Sequence[Dump]:
+        """The rules now: as at the last call, or the same twice in turn; raises NfqproxyError."""
+        found = self._read()
+        known = self._known
+        for _ in range(_TRIES):
+            before, known = known, _digest(found)
+            if before == known:
+                break
+            found = self._read()
+        self._known = _digest(found)
+        return found
 
 
-def _rules(dumps: Iterable[Dump]) -> list[str]:
-    """What differs only when rules do: no counters, no dates."""
+def _digest(dumps: Iterable[Dump]) -> int:
+    """What differs when rules do, and not by counters or dates."""
     lines = (line for dump in dumps for line in dump.text.split("\n"))
-    return [_COUNTER.sub("", line) for line in lines if not line.startswith("#")]
+    return hash(tuple(_COUNTER.sub("", line) for line in lines if not line.startswith("#")))
 
 
 class IptablesSaveSource:
@@ -140,11 +169,11 @@ class IptablesSaveSource:
         self._config = config
         self._names = config.iptables_save
         self._paths = tuple(Path(name) for name in self._names if name != LIVE)
-        self._read_live = read_live
+        self._read_live = LiveRules(read_live)
         self._node_name = node_name
         self._took_s = 0.0
         self._found: dict[ObjectKey, KubernetesObject] = {}
-        self._rules: list[str] | None = None
+        self._digest: int | None = None
         self._losses: tuple[Loss, ...] = ()
         self._status: on_disk.Status | None = None
         self._lock = asyncio.Lock()
@@ -159,7 +188,7 @@ class IptablesSaveSource:
     def load(self) -> Objects:
         """Read the dumps now, for the start of the program; raises NfqproxyError."""
         self._status = on_disk.status(self._paths)
-        self._take(is_first=True)
+        self._take()
         self.last_error = None
         return self.objects
 
@@ -167,7 +196,7 @@ class IptablesSaveSource:
         """Read the dumps again; what differs from the last good state. Nothing, if one is bad."""
         async with self._lock:
             try:
-                change = await asyncio.to_thread(self._take)
+                change = await self._take_patiently()
             except NfqproxyError as error:
                 if self.last_error != str(error):
                     self.last_error = str(error)
@@ -202,21 +231,30 @@ class IptablesSaveSource:
             async for _ in bursts:
                 yield
 
-    def _take(self, *, is_first: bool = False) -> ObjectChange:
+    async def _take_patiently(self) -> ObjectChange:
         begin_s = time.monotonic()
-        dumps = read_files(self._names, self._read_live)
-        rules = _rules(dumps)
-        if rules == self._rules and self.last_error is None:
+        try:
+            try:
+                return await asyncio.to_thread(self._take)
+            except ManifestError:
+                # A file may be half written, the node's rules be flushed for a moment.
+                await asyncio.sleep(RETRY_S)
+                return await asyncio.to_thread(self._take)
+        finally:
             self._took_s = time.monotonic() - begin_s
+
+    def _take(self) -> ObjectChange:
+        dumps = read_files(self._names, self._read_live)
+        digest = _digest(dumps)
+        if digest == self._digest:
             return ObjectChange()
-        reading = interpret(dumps, node_name=self._node_name)
+        reading = understood(interpret(dumps, node_name=self._node_name))
+        if self._digest is None:
+            self._compare(reading.configuration)
         found = {object_key(item): item for item in reading.objects}
         change = difference(self._found, found)
-        self._found, self._rules = found, rules
-        if is_first:
-            self._compare(reading.configuration)
+        self._found, self._digest = found, digest
         self._tell(reading.losses)
-        self._took_s = time.monotonic() - begin_s
         return change
 
     def _compare(self, theirs: dict[str, Any]) -> None:

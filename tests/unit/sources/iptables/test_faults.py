@@ -1,5 +1,6 @@
 """Text that is no dump, dumps that are cut, rules that nobody writes: one sentence, or a loss by line."""
 
+import json
 import re
 from pathlib import Path
 
@@ -78,14 +79,40 @@ def test_the_commands_say_it_in_one_sentence(
     assert err.count("\n") == 1
 
 
-def test_strict_prints_nothing_when_something_is_lost(cli: RunCli, tmp_path: Path) -> None:
+ONE_ODD = f"{NODE_PORT} KUBE-SVC-W".replace("-m tcp", "-m limit")
+"""A rule beside a Service that is understood."""
+
+
+def test_import_prints_the_rest_and_names_what_is_lost(cli: RunCli, tmp_path: Path) -> None:
     file = tmp_path / "dump"
-    file.write_text(GOOD.replace("--dport 80", "--dport 80 -m limit"))
-    status, out, err = cli("import", str(file))
+    text = web(shares(0.5, None), ONE_ODD)
+    file.write_text(text)
+    line = text.split("\n").index(ONE_ODD) + 1
+    said = f'{file}: line {line}: -m "limit" is not understood; the rule is left out'
+    status, out, err = cli("import", str(file), "-o", "json")
     assert status == 0
+    assert [item["kind"] for item in json.loads(out)["items"]] == ["Service", "EndpointSlice"]
+    assert said in err
     status, out, err = cli("import", "--strict", str(file))
     assert (status, out) == (2, "")
-    assert err.splitlines()[-1].startswith("nfqproxy: ")
+    assert said in err
+    assert err.splitlines()[-1].startswith("nfqproxy: 1 rules are not understood")
+
+
+@pytest.mark.parametrize(
+    "command", [["import"], ["explain", "--from", "::1", "--to", "::2/icmpv6"]]
+)
+def test_rules_of_which_none_is_understood(cli: RunCli, tmp_path: Path, command: list[str]) -> None:
+    """As of kube-proxy in IPVS mode."""
+    file = tmp_path / "dump"
+    rule = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
+    file.write_text(f"*nat\n:KUBE-SERVICES - [0:0]\n{rule}\nCOMMIT\n")
+    flag = ["--iptables-save"] if command[0] == "explain" else []
+    status, out, err = cli(*command, *flag, str(file))
+    assert (status, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"nfqproxy: {file}: holds no Service that can be read (line 3: -m ")
+    assert "iptables mode" in last
 
 
 def test_one_source_at_a_time(cli: RunCli, tmp_path: Path) -> None:
@@ -168,6 +195,18 @@ ODD = {
         "an affinity of 6 s after one of 5 s",
     ),
 }  # fmt: skip
+
+
+def test_a_firewall_that_is_not_understood_leaves_nothing_open() -> None:
+    vip = CLUSTER_IP.replace("cluster IP", "loadbalancer IP").replace("10.96.0.10", "198.51.100.7")
+    ranges = "-A KUBE-FW-W -m set --match-set allowed src -j KUBE-SVC-W"
+    found = reading(web(shares(None), f"{vip} KUBE-FW-W\n{ranges}"))
+    (service,) = (item for item in found.objects if isinstance(item, Service))
+    assert service.load_balancer_ips == ()
+    assert [loss.problem.partition(";")[0] for loss in found.losses] == [
+        "no rule of chain KUBE-FW-W is understood",
+        '-m "set" is not understood',
+    ]
 
 
 @pytest.mark.parametrize(("text", "part"), ODD.values(), ids=ODD)
