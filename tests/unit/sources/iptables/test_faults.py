@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from nfqproxy.control.objects import EndpointSlice, Service
 from nfqproxy.errors import ManifestError
-from nfqproxy.sources.iptables.source import Reading
+from nfqproxy.sources.config import ProxyConfig
+from nfqproxy.sources.iptables.source import IptablesSaveSource, LiveRules, Reading
+from nfqproxy.sources.iptables.text import Dump
 from tests.kernel.snapshot import shared
 from tests.unit.conftest import RunCli
 from tests.unit.sources.iptables.dumps import CLUSTER_IP, A, B, reading, shares, web
@@ -307,3 +309,38 @@ def test_a_dump_with_a_few_other_bytes_breaks_nothing(data: st.DataObject) -> No
         assert re.match(r"dump1: (line \d+: |no chain)", str(error))  # noqa: PT017
         return
     assert len(found.documents) == len(found.objects)
+
+
+# ------------------------------------------------------------------------------ the source
+
+
+def test_what_kube_proxy_goes_by_and_the_proxy_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "dump"
+    file.write_text(shared(FOUR))
+    for cidr, expected in (
+        (
+            "",
+            [
+                "kube-proxy's rules go by clusterCIDR 10.244.0.0/16, this proxy has none; give"
+                " --cluster-cidr to decide as they do"
+            ],
+        ),
+        ("10.244.0.0/16", []),
+    ):
+        caplog.clear()
+        config = ProxyConfig(iptables_save=(str(file),), cluster_cidr=cidr)
+        source = IptablesSaveSource(config, list, node_name="n1")
+        assert len(source.load().services) == 13
+        assert [record.getMessage() for record in caplog.records] == expected
+
+
+def test_live_rules_are_taken_when_they_are_the_same_twice() -> None:
+    """kube-proxy writes one table after the other; counters and dates are no change."""
+    tables = iter(["a", "b", "# date\nc [1:2]", "# other date\nc [3:4]", "c [5:6]", "d", "d"])
+    live = LiveRules(lambda: [Dump("iptables-save", next(tables))])
+    assert live()[0].text.endswith("c [3:4]")
+    assert live()[0].text == "c [5:6]"
+    assert live()[0].text == "d"
+    assert next(tables, None) is None
