@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,7 +30,7 @@ from nfqproxy.core.health_ports import health_ports
 from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
 from nfqproxy.errors import InputError, NfqproxyError
-from nfqproxy.kernel import host_check, node_rules
+from nfqproxy.kernel import host_check, iptables, node_rules
 from nfqproxy.kernel.affinity_file import store_path
 from nfqproxy.kernel.capabilities import require_network_rights
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
@@ -42,6 +42,8 @@ from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSetting
 from nfqproxy.model import DataPath, FrontendKey, FrontendPlan, NodeContext, ServicePort
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
+from nfqproxy.sources.iptables.source import IptablesSaveSource
+from nfqproxy.sources.iptables.text import Dump
 from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.health_ports import HealthPorts
 from nfqproxy.supervisor.reconciler import Reconciler, SweepReport
@@ -57,6 +59,7 @@ T = TypeVar("T")
 
 _RETRY_S = 2.0
 """Pause before a change that the kernel refused is tried again."""
+_KUBE_PROXY_TABLES = ("nat", "filter")
 # Any address of the Internet: asked only which of our addresses leads there.
 _ANYWHERE = (ip_address("192.0.2.254").packed, ip_address("2001:db8::fe").packed)
 
@@ -75,6 +78,39 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
         localhost_node_ports=config.localhost_node_ports,
         bridge_interface=detector.bridge_interface,
         interface_name_prefix=detector.interface_name_prefix,
+    )
+
+
+def kube_proxy_rules(wanted: IptablesBackend) -> Callable[[], list[Dump]]:
+    """What reads those tables of this node in which kube-proxy has rules, as iptables-save prints them.
+
+    With AUTO it goes by the back end that has them, which is looked for once.
+    """
+    known: IptablesBackend | None = None
+
+    def read() -> list[Dump]:
+        nonlocal known
+        backend = known or iptables.choose_backend(wanted)
+        dumps = [Dump(*each) for each in iptables.saved(backend, _KUBE_PROXY_TABLES)]
+        known = backend if any("KUBE-SERVICES" in dump.text for dump in dumps) else None
+        return dumps
+
+    return read
+
+
+def source_of(config: ProxyConfig, node_name: str) -> FileSource | IptablesSaveSource:
+    """Where the Services of a configuration come from."""
+    if not config.iptables_save:
+        return FileSource([Path(path) for path in config.manifests])
+    if config.mode == "overlay" and not config.steer_all:
+        raise InputError(
+            "kube-proxy's rules hold no labels, so in overlay mode no Service is chosen by them; give"
+            " --steer-all"
+        )
+    return IptablesSaveSource(
+        config,
+        kube_proxy_rules(IptablesBackend(config.iptables)),
+        node_name=node_name,
     )
 
 
@@ -108,7 +144,7 @@ class App:
         self._shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
-        self._source = FileSource([Path(path) for path in config.manifests])
+        self._source = source_of(config, self._node_name)
         self._cluster = ClusterState(self._node_name)
         self._plans = PlanTable(self._settings)
         self._routes: Routes
@@ -149,8 +185,11 @@ class App:
     async def run(self, *, once: bool) -> None:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
         require_network_rights("programming the kernel")
-        if not self._config.manifests:
-            raise InputError("no Services to serve; give a file or directory with --manifests")
+        if not self._config.has_source:
+            raise InputError(
+                "no Services to serve; give a file or directory with --manifests, or kube-proxy's rules"
+                " with --iptables-save"
+            )
         # Nothing of what is made now goes again, so the collector would walk it over and over in vain.
         gc.disable()
         loop = asyncio.get_running_loop()
@@ -197,7 +236,7 @@ class App:
     def reconcile(self, *, dry_run: bool) -> SweepReport:
         """Hold connection tracking against the manifests once, without a running proxy."""
         require_network_rights("reading connection tracking")
-        if not self._config.manifests:
+        if not self._config.has_source:
             raise InputError(
                 "no Services to compare with; give a file or directory with --manifests"
             )
@@ -358,7 +397,7 @@ class App:
                 await self._publish()
 
     async def _reload_on_hangup(self) -> None:
-        """SIGHUP: read the manifests, and put everything into the kernel anew whatever it holds."""
+        """SIGHUP: read manifests or dumps, and put everything into the kernel anew whatever it holds."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()

@@ -25,6 +25,13 @@ _INTERRUPTED = 130
     type=click.Path(),
     help="File or directory of Service and EndpointSlice manifests, followed; may be repeated.",
 )
+@click.option(
+    "--iptables-save",
+    multiple=True,
+    metavar="FILE|live",
+    help="In place of manifests: what iptables-save printed on this node under kube-proxy, or its rules as"
+    " they are now; may be repeated (ip6tables-save).",
+)
 @click.option("--mode", type=click.Choice(configuration.MODES), help="Default: replace.")
 @data_path_options
 @click.option("--workers", type=int, help="Worker processes, one queue each. Default: 1.")
@@ -48,7 +55,7 @@ _INTERRUPTED = 130
 def run(config_file: Path | None, once: bool, **flags: Any) -> int:
     """Run the proxy in this network namespace, as root, until SIGTERM or Ctrl-C.
 
-    Flags win over the configuration file. SIGHUP reads the manifests again and puts back what others
+    Flags win over the configuration file. SIGHUP reads manifests or dumps again and puts back what others
     have taken from the kernel's rules and sets. When the proxy stops, the kernel's fallback goes on
     serving; nfqproxy cleanup removes everything.
 

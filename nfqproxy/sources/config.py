@@ -53,6 +53,11 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     """replace: be the node proxy; overlay: beside a running kube-proxy."""
     manifests: tuple[str, ...] = ()
     """Files and directories of manifests, relative to the working directory."""
+    iptables_save: tuple[str, ...] = ()
+    """In place of manifests: files with what iptables-save and ip6tables-save print on this node under
+    kube-proxy; live: the node's own rules."""
+    iptables_save_interval_seconds: int = 10
+    """How often the node's own rules are read."""
     hostname_override: str = ""
     """Name of this node in the cluster; empty: the host's name in lower case."""
     node_addresses: tuple[str, ...] = ()
@@ -91,6 +96,11 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     """Seed of the balancers' random numbers; none: from the system."""
     iptables: str = "auto"
     """nft, legacy or auto: the back end that the node's other rules use."""
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it says where Services come from."""
+        return bool(self.manifests or self.iptables_save)
 
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:
@@ -166,6 +176,9 @@ def check(config: ProxyConfig) -> ProxyConfig:
     _check_detect_local(Detector(mode), config.detect_local or DetectLocal())
     _within("workers", config.workers, 1, _MAX_WORKERS)
     _within("firstQueue", config.first_queue, 0, _MAX_QUEUE + 1 - config.workers)
+    if config.iptables_save and config.manifests:
+        raise FieldError("iptablesSave", "stands beside manifests; give one of the two")
+    _within("iptablesSaveIntervalSeconds", config.iptables_save_interval_seconds, 1, 86_400)
     _within("queueLength", config.queue_length, 1, 1 << 20)
     cidrs = []
     for cidr in config.cluster_cidrs:

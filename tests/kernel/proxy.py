@@ -68,7 +68,10 @@ def run_cli(
 
 
 class Proxy:
-    """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows."""
+    """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows.
+
+    ``source``: flags that say where its Services come from instead.
+    """
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Proxy:
         data_path: str = "ctnetlink",
         mode: str = "replace",
         workers: int = 1,
+        source: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "nfqproxy"),
         before: Sequence[str] = (),
@@ -97,7 +101,8 @@ class Proxy:
         self._log = Path(self._directory.name, "log")
         self.manifest = Path(self._directory.name, "services.json")
         self.write(objects)
-        self._arguments = ["run", "--manifests", str(self.manifest), "--node-name", node_name]
+        source = source or ("--manifests", str(self.manifest))
+        self._arguments = ["run", *source, "--node-name", node_name]
         if cluster_cidr:
             self._arguments += ["--cluster-cidr", cluster_cidr]
         self._queue_table = "raw" if data_path == "ctnetlink" else "mangle"
