@@ -24,9 +24,9 @@ import msgspec
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
 from nfqproxy.control.cluster import ClusterDiff, ClusterState
-from nfqproxy.control.node import detector_gap, node_context
+from nfqproxy.control.node import NonPodBackends, detector_gap, node_context
 from nfqproxy.control.objects import Objects
-from nfqproxy.core.health_ports import health_ports
+from nfqproxy.core.health_ports import HealthPort, health_ports
 from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
 from nfqproxy.errors import InputError, NfqproxyError
@@ -40,6 +40,7 @@ from nfqproxy.kernel.mark_users import conflict, mark_users
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import DataPath, FrontendKey, FrontendPlan, NodeContext, ServicePort
+from nfqproxy.sources.base import Source
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
 from nfqproxy.sources.iptables.source import IptablesSaveSource
@@ -98,8 +99,25 @@ def kube_proxy_rules(wanted: IptablesBackend) -> Callable[[], list[Dump]]:
     return read
 
 
-def source_of(config: ProxyConfig, node_name: str) -> FileSource | IptablesSaveSource:
+def source_of(config: ProxyConfig, node_name: str) -> Source:
     """Where the Services of a configuration come from."""
+    if not (config.kubeconfig or config.in_cluster):
+        return file_source_of(config, node_name)
+    # Here: who reads manifests need not load it.
+    from nfqproxy.sources.kubernetes.client import Access
+    from nfqproxy.sources.kubernetes.source import KubernetesSource
+
+    return KubernetesSource(
+        Access(kubeconfig=config.kubeconfig),
+        node_name=node_name,
+        # Only there the pod networks of other nodes are looked at, and only if nothing else tells them.
+        all_nodes=config.masquerade_non_pod_backends == NonPodBackends.ALWAYS
+        and not config.cluster_cidr,
+    )
+
+
+def file_source_of(config: ProxyConfig, node_name: str) -> FileSource | IptablesSaveSource:
+    """The same of a configuration that names files or the node's own rules, which can be read at once."""
     if not config.iptables_save:
         return FileSource([Path(path) for path in config.manifests])
     if config.mode == "overlay" and not config.steer_all:
@@ -159,7 +177,9 @@ class App:
         self._supervisor = Supervisor(self, self._affinities, self._marks)
         self._reconciler = Reconciler(self._kernel.forget_flows)
         self._sync_health = SyncHealth(time.monotonic)
-        self._health_ports = HealthPorts(lambda: self._sync_health.is_healthy)
+        self._health_ports = HealthPorts(
+            lambda: self._sync_health.is_healthy, self._warn_of_health_port
+        )
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._is_behind = asyncio.Event()
@@ -187,8 +207,8 @@ class App:
         require_network_rights("programming the kernel")
         if not self._config.has_source:
             raise InputError(
-                "no Services to serve; give a file or directory with --manifests, or kube-proxy's rules"
-                " with --iptables-save"
+                "no Services to serve; give a file or directory with --manifests, the Kubernetes API"
+                " with --kubeconfig or --in-cluster, or kube-proxy's rules with --iptables-save"
             )
         # Nothing of what is made now goes again, so the collector would walk it over and over in vain.
         gc.disable()
@@ -213,6 +233,7 @@ class App:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
                 await asyncio.shield(self._supervisor.stop_workers())
                 self._affinities.close()
+                await self._source.close()
         log.info("stopped; rules and fallback stay and serve, nfqproxy cleanup removes them")
 
     def _warn_of_mark_users(self) -> None:
@@ -241,9 +262,23 @@ class App:
                 "no Services to compare with; give a file or directory with --manifests"
             )
         with contextlib.closing(Routes()) as self._routes:
-            self._start_with(self._source.load())
+            self._start_with(asyncio.run(self._read_once()))
         self._reconciler.follow(self._wanted.ports, self._wanted.node)
         return self._reconciler.sweep(dry_run=dry_run)
+
+    async def _read_once(self) -> Objects:
+        try:
+            return await self._source.start()
+        finally:
+            await self._source.close()
+
+    def _warn_of_health_port(self, port: HealthPort, sentence: str) -> None:
+        self._source.warn(
+            port.namespace,
+            port.service,
+            "FailedToStartServiceHealthcheck",
+            f"node {self._node_name}: {sentence}",
+        )
 
     def _raise_if_stopped(self) -> None:
         if self._stop.is_set():
@@ -259,7 +294,7 @@ class App:
         try:
             if not once:
                 await self._supervisor.launch_workers(self._configures())
-            objects = self._source.load()
+            objects = await self._until_stopped(self._source.start())
             rules, had_rules = await check
             self._raise_if_stopped()
             if not once:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nfqproxy.api import admin
-from nfqproxy.app import source_of
+from nfqproxy.app import file_source_of
 from nfqproxy.cli.data_path_options import data_path_options
 from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.table import service_ports
@@ -102,6 +102,11 @@ def explain(
     sources = {"manifests": manifests, "iptables_save": iptables_save}
     given |= {name: paths for name, paths in sources.items() if paths}
     config = configuration.from_file_and_flags(config_file, given)
+    if config.kubeconfig or config.in_cluster:
+        raise InputError(
+            f"{config_file} follows the Kubernetes API, which explain does not ask; give --manifests or"
+            " --iptables-save too, or leave --config out to ask the running proxy"
+        )
     if config.has_source:
         answers = _offline(config, node)
     elif is_described:
@@ -140,7 +145,7 @@ def _offline(config: configuration.ProxyConfig, node_name: str | None) -> Explai
     """Explain by these manifests: the same steps as the proxy takes, without the host."""
     name = node_name or config.hostname_override or socket.gethostname().lower()
     settings = config.node_settings(name)
-    objects = source_of(config, name).load()
+    objects = file_source_of(config, name).load()
     others = ", ".join(node.name for node in objects.nodes)
     if others and not any(node.name == name for node in objects.nodes):
         log.warning("the manifests have no Node %s, only %s; see --node", name, others)

@@ -180,6 +180,16 @@ class FileSource:
         self.last_error = None
         return self.objects
 
+    async def start(self) -> Objects:
+        """As :meth:`load`."""
+        return self.load()
+
+    def warn(self, namespace: str, service: str, reason: str, message: str) -> None:
+        """See :class:`nfqproxy.sources.base.Source`; whoever wrote the files reads the log."""
+
+    async def close(self) -> None:
+        """See :class:`nfqproxy.sources.base.Source`; it holds nothing."""
+
     async def reload(self, files: Collection[Path] | None = None) -> ObjectChange:
         """Read the paths again, or of them these files alone; what differs from the last good state.
 

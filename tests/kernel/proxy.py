@@ -70,7 +70,8 @@ def run_cli(
 class Proxy:
     """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows.
 
-    ``source``: flags that say where its Services come from instead.
+    ``source``: flags that say where its Services come from instead. With ``kubeconfig`` it follows the API
+    server named there, which is to serve the manifest file.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Proxy:
         env: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "nfqproxy"),
         before: Sequence[str] = (),
+        kubeconfig: Path | None = None,
     ) -> None:
         self.namespace = namespace
         self._directory = tempfile.TemporaryDirectory(prefix="nfqproxy-test-")
@@ -102,6 +104,8 @@ class Proxy:
         self.manifest = Path(self._directory.name, "services.json")
         self.write(objects)
         source = source or ("--manifests", str(self.manifest))
+        if kubeconfig is not None:
+            source = ("--kubeconfig", str(kubeconfig))
         self._arguments = ["run", *source, "--node-name", node_name]
         if cluster_cidr:
             self._arguments += ["--cluster-cidr", cluster_cidr]

@@ -82,7 +82,11 @@ YIELDS: dict[str, tuple[set[str], dict[str, str], dict[str, set[object]]]] = {
     "memory": (
         {"nfqproxy"},
         {f"{who}_{what}": "bytes" for who in ("supervisor", "worker") for what in ("rss", "peak")},
-        {"services": set(SHORT.services), "endpoints": {3, MOST * 3}},
+        {
+            "services": set(SHORT.services),
+            "endpoints": {3, MOST * 3},
+            "source": {"directory"},
+        },
     ),
 }
 # Who has no such metric.

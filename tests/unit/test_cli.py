@@ -203,7 +203,7 @@ def test_status_prints_the_document_as_it_is(cli: RunCli, monkeypatch: pytest.Mo
         "markMask, now 0x7",
         "0 packets marked",
         "revision 3",
-        "the last good manifests serve: a.yaml: is empty",
+        "the last good state serves: a.yaml: is empty",
         "queue 100: worker 8 (netlink), not ready",
         "reused 5",
         "1 restarts, the last because process 6 ended with signal 9",

@@ -192,6 +192,16 @@ class IptablesSaveSource:
         self.last_error = None
         return self.objects
 
+    async def start(self) -> Objects:
+        """As :meth:`load`."""
+        return self.load()
+
+    def warn(self, namespace: str, service: str, reason: str, message: str) -> None:
+        """See :class:`nfqproxy.sources.base.Source`; whoever reads dumps reads the log."""
+
+    async def close(self) -> None:
+        """See :class:`nfqproxy.sources.base.Source`; it holds nothing."""
+
     async def reload(self) -> ObjectChange:
         """Read the dumps again; what differs from the last good state. Nothing, if one is bad."""
         async with self._lock:
