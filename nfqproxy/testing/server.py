@@ -52,6 +52,8 @@ __all__ = ["ApiServer"]
 
 logger = logging.getLogger(__name__)
 
+_CLOSE_TIMEOUT_S = 0.05
+"""How long a connection that came at the very moment may hold up the closing. (To aiohttp 0 means: for ever.)"""
 _ANSWER_FIRST_S = 0.01
 """How long a restart that a request asks for waits, so that the request is answered, seconds."""
 _WRITES = ("create", "update", "patch", "delete")
@@ -121,7 +123,7 @@ class ApiServer:
             handler_cancellation=True,
             access_log=None,
         )
-        runner = web.ServerRunner(server, shutdown_timeout=0.0)
+        runner = web.ServerRunner(server, shutdown_timeout=_CLOSE_TIMEOUT_S)
         await runner.setup()
         try:
             await web.TCPSite(
