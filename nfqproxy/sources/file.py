@@ -243,18 +243,11 @@ def _add(found: dict[ObjectKey, KubernetesObject], item: KubernetesObject) -> No
         )
 
 
-def _objects(file: Path, data: bytes) -> Iterator[KubernetesObject]:
-    """The objects in one file's bytes; raises ManifestError."""
-    context = Context(str(file))
-    is_empty = True
+def documents(file: Path, data: bytes) -> Iterator[Value]:
+    """The documents in one file's bytes, as plain values; raises ManifestError."""
     try:
         text = data.decode("utf-8-sig")
-        values = iter([parse_json(text)]) if file.suffix == ".json" else parse_yaml(text)
-        for number, value in enumerate(values, 1):
-            if value is None:
-                continue  # nothing between two "---"
-            is_empty = False
-            yield from _unfold(value, context, f"document {number}")
+        yield from [parse_json(text)] if file.suffix == ".json" else parse_yaml(text)
     except DocumentError as error:
         raise ManifestError(
             error.problem,
@@ -265,6 +258,17 @@ def _objects(file: Path, data: bytes) -> Iterator[KubernetesObject]:
         raise ManifestError(
             f"is not UTF-8 text at byte {error.start + 1}; save it as UTF-8", file=str(file)
         ) from None
+
+
+def _objects(file: Path, data: bytes) -> Iterator[KubernetesObject]:
+    """The objects in one file's bytes; raises ManifestError."""
+    context = Context(str(file))
+    is_empty = True
+    for number, value in enumerate(documents(file, data), 1):
+        if value is None:
+            continue  # nothing between two "---"
+        is_empty = False
+        yield from _unfold(value, context, f"document {number}")
     if is_empty:
         raise ManifestError("is empty; put manifests in it or remove it", file=str(file))
 

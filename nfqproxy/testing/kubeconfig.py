@@ -1,6 +1,8 @@
 """A kubeconfig for a test server: any client can be pointed at it."""
 
 import base64
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,17 @@ def kubeconfig(
 def write_kubeconfig(
     path: Path, server: ApiServer, *, token: str = "", with_certificate: bool = False
 ) -> None:
-    """The same as a file that only its owner reads."""
-    path.touch(mode=0o600)
-    path.write_text(
-        yaml.safe_dump(kubeconfig(server, token=token, with_certificate=with_certificate))
-    )
+    """The same as a file that only its owner reads; it is there whole or not at all."""
+    text = yaml.safe_dump(kubeconfig(server, token=token, with_certificate=with_certificate))
+    # mkstemp's mode is 0600; a rename replaces what was there at once.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(name, path)  # noqa: PTH105 - mkstemp gives a string
+    except BaseException:
+        os.unlink(name)  # noqa: PTH108
+        raise
 
 
 def _data(path: Path) -> str:

@@ -13,8 +13,7 @@ from typing import Any
 
 from nfqproxy.errors import ManifestError
 from nfqproxy.sources import paths as on_disk
-from nfqproxy.sources.document import DocumentError, parse_json, parse_yaml
-from nfqproxy.sources.file import RETRY_S
+from nfqproxy.sources.file import RETRY_S, documents
 from nfqproxy.sources.watch import watch
 from nfqproxy.testing.resources import by_kind
 from nfqproxy.testing.server import ApiServer
@@ -85,21 +84,7 @@ class ManifestFollower:
 
 def _objects(file: Path) -> Iterator[Object]:
     """The objects of a file that are served; raises ManifestError."""
-    data = on_disk.read(file)
-    try:
-        text = data.decode("utf-8-sig")
-        values = [parse_json(text)] if file.suffix == ".json" else list(parse_yaml(text))
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"is not UTF-8 text at byte {error.start + 1}; save it as UTF-8", file=str(file)
-        ) from None
-    except DocumentError as error:
-        raise ManifestError(
-            error.problem,
-            file=str(file),
-            field=f"line {error.line}, column {error.column}" if error.line else "",
-        ) from None
-    for value in values:
+    for value in documents(file, on_disk.read(file)):
         if value is not None:
             yield from _unfold(file, value)
 

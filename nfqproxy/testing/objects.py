@@ -1,9 +1,9 @@
-"""What the API server makes of an object that is written: checks, defaults, merges.
+"""What the API server makes of an object that is written: checks and defaults.
 
 Only what a node proxy and its tests rely on is defaulted and checked; an object that goes through here is
 one a real server would have taken, as far as the fields below go.
 Sources: k/pkg/apis/{core,discovery}/v1/defaults.go, k/pkg/apis/{core,discovery}/validation,
-k/pkg/registry/core/service/storage/alloc.go; RFC 7396 (merge patch).
+k/pkg/registry/core/service/storage/alloc.go.
 """
 
 import ipaddress
@@ -23,10 +23,10 @@ from nfqproxy.sources.manifest import (
 )
 from nfqproxy.testing.resources import Resource
 from nfqproxy.testing.settings import Settings
-from nfqproxy.testing.status import ApiError, bad_request, internal, invalid
+from nfqproxy.testing.status import bad_request, internal, invalid
 from nfqproxy.testing.store import Object
 
-__all__ = ["Allocator", "check", "check_types", "merge_patch", "refuse_list_patch", "set_defaults"]
+__all__ = ["Allocator", "check", "check_types", "set_defaults"]
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(
@@ -238,35 +238,3 @@ class Allocator:
                 self._taken.add(candidate)
                 return candidate
         raise internal(f"failed to allocate: the range of {what} is full")
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7396: members of the patch replace, null removes, objects merge, all else replaces whole."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = merge_patch(merged.get(key), value)
-    return merged
-
-
-def refuse_list_patch(patch: Any, path: str = "") -> None:
-    """Raise ApiError (415) for a strategic merge patch that is not the same as a plain merge patch."""
-    if not isinstance(patch, dict):
-        return
-    for key, value in patch.items():
-        where = f"{path}.{key}".lstrip(".")
-        is_list_of_objects = isinstance(value, list) and any(
-            isinstance(item, dict) for item in value
-        )
-        if key.startswith("$") or is_list_of_objects:
-            raise ApiError(
-                415,
-                "UnsupportedMediaType",
-                f"{where}: this test server does not merge lists by key; send the patch as "
-                "application/merge-patch+json",
-            )
-        refuse_list_patch(value, where)

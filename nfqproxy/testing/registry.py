@@ -5,14 +5,16 @@ Sources: k8s.io/apiserver pkg/registry/generic/registry/store.go, pkg/registry/r
 
 import random
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from nfqproxy.testing.objects import Allocator, check, check_types, merge_patch, set_defaults
+from nfqproxy.testing.objects import Allocator, check, check_types, set_defaults
 from nfqproxy.testing.resources import RESOURCES, Resource, by_kind, by_plural
 from nfqproxy.testing.settings import Settings
 from nfqproxy.testing.status import (
     ApiError,
+    already_exists,
     bad_request,
     conflict,
     invalid,
@@ -68,13 +70,7 @@ class Registry:
             raise not_found("namespaces", "", namespace)
         name = metadata["name"]
         if self.store.get(resource, namespace, name):
-            raise ApiError(
-                409,
-                "AlreadyExists",
-                f'{resource.plural}{"." + resource.group if resource.group else ""} "{name}" already exists',
-                details={"name": name, "kind": resource.plural}
-                | ({"group": resource.group} if resource.group else {}),
-            )
+            raise already_exists(resource.plural, resource.group, name)
         if resource.kind == "Service":
             value["status"] = {"loadBalancer": {}}
             self._allocator.fill(value)
@@ -100,12 +96,19 @@ class Registry:
         return self._replace(resource, before, value, status=status), False
 
     def patch(
-        self, resource: Resource, namespace: str, name: str, patch: Object, *, status: bool = False
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        patch: Object,
+        *,
+        merge: Callable[[Object, Object], Object],
+        status: bool = False,
     ) -> Version:
-        """PATCH by RFC 7396."""
+        """PATCH by this kind of merging (:mod:`nfqproxy.testing.patches`)."""
         before = self.read(resource, namespace, name)
         wanted = patch.get("metadata") or {}
-        value = _adopted(resource, namespace, merge_patch(before.parsed(), patch))
+        value = _adopted(resource, namespace, merge(before.parsed(), patch))
         if value["metadata"].get("name") != name:
             raise bad_request("metadata.name cannot be patched")
         if not wanted.get("resourceVersion"):
@@ -113,7 +116,7 @@ class Registry:
         return self._replace(resource, before, value, status=status)
 
     def delete(self, resource: Resource, namespace: str, name: str, options: Object) -> Object:
-        """DELETE: a Status. 409 when a precondition does not hold. A namespace takes along what is in it."""
+        """DELETE, and what it answers. 409: a precondition does not hold. A namespace goes with what is in it."""
         found = self.read(resource, namespace, name)
         metadata = found.parsed()["metadata"]
         for field, title in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
@@ -138,6 +141,8 @@ class Registry:
                     if version.namespace == name:
                         self.store.remove(inner, version)
         self.store.remove(resource, found)
+        if resource.is_returned_deleted:
+            return {"kind": resource.kind, "apiVersion": resource.api_version, **found.parsed()}
         told = success(name=name, kind=resource.plural, uid=metadata["uid"])
         if resource.group:
             told["details"]["group"] = resource.group

@@ -31,6 +31,8 @@ class Resource(Struct, frozen=True, eq=False, kw_only=True):
     """Whether status is a resource of its own, which PUT and PATCH of the object leave alone."""
     has_generation: bool = False
     """Whether metadata.generation counts the changes of what is neither metadata nor status."""
+    is_returned_deleted: bool = False
+    """Whether DELETE answers with the object; otherwise with a Status."""
     immutable: tuple[str, ...] = ()
     """Top-level fields that never change once made."""
     empty: Mapping[str, Any] = {}
@@ -74,6 +76,7 @@ RESOURCES = (
         fields=_paths("spec.clusterIP", "spec.type"),
         may_put_create=True,
         has_status=True,
+        is_returned_deleted=True,
         empty={"spec": {}, "status": {"loadBalancer": {}}},
     ),
     Resource(

@@ -9,34 +9,41 @@ import asyncio
 import contextlib
 import logging
 import random
-import zlib
 from collections import Counter
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import msgspec
 from aiohttp import web
-from msgspec import Struct
 
 from nfqproxy.testing import control
 from nfqproxy.testing.access import Access, Attributes
 from nfqproxy.testing.certificates import Certificates
 from nfqproxy.testing.discovery import document
+from nfqproxy.testing.exchange import (
+    PATCHES,
+    Target,
+    answer_json,
+    answer_object,
+    body_of,
+    certificate_name,
+    check_accept,
+    gzipped,
+    make_request,
+    target_of,
+    verb_of,
+)
 from nfqproxy.testing.faults import Fault, Faults
 from nfqproxy.testing.listing import ListOptions, list_body, revision_of
-from nfqproxy.testing.objects import refuse_list_patch
 from nfqproxy.testing.registry import Registry, kind_of
-from nfqproxy.testing.resources import Resource, by_plural
+from nfqproxy.testing.resources import Resource
 from nfqproxy.testing.settings import Settings
 from nfqproxy.testing.slices import SecondSlices
 from nfqproxy.testing.status import (
     ApiError,
-    bad_request,
     internal,
-    page_not_found,
     too_large,
     too_many_requests,
+    unsupported_media_type,
 )
 from nfqproxy.testing.store import Object, Store, Version
 from nfqproxy.testing.watching import Watch, drop
@@ -45,20 +52,11 @@ __all__ = ["ApiServer"]
 
 logger = logging.getLogger(__name__)
 
-_BODY_BYTES = 3 * 1024 * 1024
-"""The largest object that is taken, as by a real server."""
+_CLOSE_TIMEOUT_S = 0.05
+"""How long a connection that came at the very moment may hold up the closing. (To aiohttp 0 means: for ever.)"""
 _ANSWER_FIRST_S = 0.01
-_PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
+"""How long a restart that a request asks for waits, so that the request is answered, seconds."""
 _WRITES = ("create", "update", "patch", "delete")
-
-
-class _Target(Struct, frozen=True, kw_only=True):
-    """What a path names."""
-
-    resource: Resource
-    namespace: str
-    name: str
-    is_status: bool
 
 
 class ApiServer:
@@ -84,7 +82,8 @@ class ApiServer:
         self.faults = Faults(seed)
         self.store = Store(history=self.settings.history)
         self.requests: Counter[tuple[str, str]] = Counter()
-        """How many came, by verb and resource: ``("watch", "services")``. Refused ones count."""
+        """How many came, by verb and resource: ``("watch", "services")``. Of the refused only strangers' (401)
+        do not count."""
         self.watches: Counter[str] = Counter()
         """How many watches are open, by resource."""
         self._chance = random.Random(f"{seed}/server")
@@ -120,11 +119,11 @@ class ApiServer:
         """Listen; OSError if the address is taken."""
         server = web.Server(
             self._handle,
-            request_factory=_request,
+            request_factory=make_request,
             handler_cancellation=True,
             access_log=None,
         )
-        runner = web.ServerRunner(server, shutdown_timeout=0.0)
+        runner = web.ServerRunner(server, shutdown_timeout=_CLOSE_TIMEOUT_S)
         await runner.setup()
         try:
             await web.TCPSite(
@@ -173,10 +172,15 @@ class ApiServer:
             await asyncio.sleep(_ANSWER_FIRST_S)
             await self.restart(is_compacted=is_compacted, down_s=down_s)
 
-        if self._restarting is None or self._restarting.done():
+        if not self.is_restarting:
             self._restarting = asyncio.get_running_loop().create_task(
                 begin(), name="restart of the API server"
             )
+
+    @property
+    def is_restarting(self) -> bool:
+        """Whether a restart that a fault or :meth:`restart_soon` began is under way."""
+        return self._restarting is not None and not self._restarting.done()
 
     # Objects, as a test writes them
 
@@ -186,8 +190,10 @@ class ApiServer:
 
     def apply(self, value: Object) -> None:
         """Write a manifest whole, status and all; no write if nothing differs. ApiError if it is refused."""
+        revision = self.store.revision
         version = self._registry.apply(value)
-        self._written(kind_of(value), version)
+        if self.store.revision != revision:
+            self._written(kind_of(value), version)
 
     def discard(self, kind: str, name: str, namespace: str = "") -> None:
         """Delete an object, ``default`` being the namespace if none is given; ApiError if there is none."""
@@ -196,22 +202,18 @@ class ApiServer:
         self._registry.discard(kind, name, namespace)
 
     def settle(self) -> None:
-        """Switch all faults off and take back what they have left in the state: the second slices."""
+        """Switch all faults off and take back what they have left in the state: the second slices.
+
+        A restart that is under way comes to its end: see :attr:`is_restarting`.
+        """
         self.faults.clear()
         self._second_slices.withdraw_all()
 
     def _written(self, resource: Resource, version: Version) -> None:
         if resource.kind == "EndpointSlice":
             self._second_slices.written(version)
-        if self.faults.hits(Fault.RESTART, resource.plural):
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:
-                return
-            if self._restarting is None or self._restarting.done():
-                self._restarting = loop.create_task(
-                    self.restart(), name="restart of the API server"
-                )
+        if self._runner is not None and self.faults.hits(Fault.RESTART, resource.plural):
+            self.restart_soon()
 
     # Requests
 
@@ -225,31 +227,29 @@ class ApiServer:
             headers = (
                 {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
             )
-            return _json(error.status, status=error.code, headers=headers)
+            return answer_json(error.status, status=error.code, headers=headers)
         except ConnectionError:
-            raise  # the client has gone
+            return web.Response()  # for nobody: the client has gone
         except Exception as error:
             logger.exception("%s %s", request.method, request.path_qs)
-            return _json(internal(str(error)).status, status=500)
+            return answer_json(internal(str(error)).status, status=500)
         finally:
             if transport is not None:
                 self._open.discard(transport)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        user = self.access.user(
-            request.headers.get("Authorization", ""), _certificate_name(request)
-        )
+        user = self.access.user(request.headers.get("Authorization", ""), certificate_name(request))
         told = document(request.path)
         if told is not None and request.method in ("GET", "HEAD"):
-            return web.Response(text=told) if isinstance(told, str) else _json(told)
-        _check_accept(request)
+            return web.Response(text=told) if isinstance(told, str) else answer_json(told)
+        check_accept(request)
         if request.path.startswith(control.PREFIX):
-            body = await _body(request) if request.can_read_body else {}
-            return _json(control.carry_out(self, request.method, request.path, body))
-        target = _target(request.path)
+            body = await body_of(request) if request.can_read_body else {}
+            return answer_json(control.carry_out(self, request.method, request.path, body))
+        target = target_of(request.path)
         resource = target.resource
         options = ListOptions.parse(request.query, has_watch_list=self.settings.has_watch_list)
-        verb = _verb(request.method, target, options)
+        verb = verb_of(request.method, target, options)
         plural = resource.plural + ("/status" if target.is_status else "")
         self.requests[verb, resource.plural] += 1
         if self.faults.hits(Fault.DELAY, resource.plural):
@@ -276,14 +276,16 @@ class ApiServer:
         if verb == "get":
             if options.resource_version not in ("", "0"):
                 await self._fresh(revision_of(options.resource_version))
-            return _object(resource, self._registry.read(resource, target.namespace, target.name))
+            return answer_object(
+                resource, self._registry.read(resource, target.namespace, target.name)
+            )
         answer = await self._write(request, target, verb)
         if is_broken:
             raise internal("a fault that was asked for, after the write")
         return answer
 
     async def _watch(
-        self, request: web.BaseRequest, target: _Target, options: ListOptions
+        self, request: web.BaseRequest, target: Target, options: ListOptions
     ) -> web.StreamResponse:
         watch = Watch(
             self.store,
@@ -301,7 +303,7 @@ class ApiServer:
             self.watches[target.resource.plural] -= 1
 
     async def _list(
-        self, request: web.BaseRequest, target: _Target, options: ListOptions
+        self, request: web.BaseRequest, target: Target, options: ListOptions
     ) -> web.StreamResponse:
         plural = target.resource.plural
         body = await list_body(
@@ -312,7 +314,7 @@ class ApiServer:
             "Accept-Encoding", ""
         ):
             # In a thread: tens of megabytes would hold up the watches.
-            body = await asyncio.to_thread(_gzip, body)
+            body = await asyncio.to_thread(gzipped, body)
             headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
         if self.faults.hits(Fault.CUT_LIST, plural):
             headers["Content-Length"] = str(len(body))
@@ -324,40 +326,37 @@ class ApiServer:
             return response
         return web.Response(body=body, headers=headers)
 
-    async def _write(self, request: web.BaseRequest, target: _Target, verb: str) -> web.Response:
+    async def _write(self, request: web.BaseRequest, target: Target, verb: str) -> web.Response:
         resource, namespace, name = target.resource, target.namespace, target.name
         is_slice = resource.kind == "EndpointSlice"
         if verb == "delete":
-            options = await _body(request) if request.can_read_body else {}
+            options = await body_of(request) if request.can_read_body else {}
             if is_slice:
                 self._second_slices.withdraw(namespace, name)
-            return _json(self._registry.delete(resource, namespace, name, options))
+            return answer_json(self._registry.delete(resource, namespace, name, options))
         is_made = False
         if verb == "create":
             version, is_made = (
-                self._registry.create(resource, namespace, await _body(request)),
+                self._registry.create(resource, namespace, await body_of(request)),
                 True,
             )
         elif verb == "update":
             version, is_made = self._registry.update(
-                resource, namespace, name, await _body(request), status=target.is_status
+                resource, namespace, name, await body_of(request), status=target.is_status
             )
         else:
-            if request.content_type not in _PATCHES:
-                raise ApiError(
-                    415,
-                    "UnsupportedMediaType",
-                    f"the body of the request was in an unknown format - accepted media types include: "
-                    f"{', '.join(_PATCHES)}",
-                )
-            patch = await _body(request)
-            if request.content_type == _PATCHES[1]:
-                refuse_list_patch(patch)
+            if request.content_type not in PATCHES:
+                raise unsupported_media_type(PATCHES)
             version = self._registry.patch(
-                resource, namespace, name, patch, status=target.is_status
+                resource,
+                namespace,
+                name,
+                await body_of(request),
+                merge=PATCHES[request.content_type],
+                status=target.is_status,
             )
         self._written(resource, version)
-        return _object(resource, version, status=201 if is_made else 200)
+        return answer_object(resource, version, status=201 if is_made else 200)
 
     async def _fresh(self, revision: int) -> None:
         """Wait until the store has come to a revision; ApiError (504) if that takes too long."""
@@ -374,125 +373,3 @@ class ApiServer:
             raise too_large(revision, self.store.revision) from None
         finally:
             self.store.listeners.discard(wake.set)
-
-
-def _request(
-    message: Any, payload: Any, protocol: Any, writer: Any, task: "asyncio.Task[None]"
-) -> web.BaseRequest:
-    return web.BaseRequest(
-        message,
-        payload,
-        protocol,
-        writer,
-        task,
-        asyncio.get_running_loop(),
-        client_max_size=_BODY_BYTES,
-    )
-
-
-def _target(path: str) -> _Target:
-    """ApiError (404) if the path names nothing."""
-    parts = path.strip("/").split("/")
-    if parts[:2] == ["api", "v1"]:
-        group, rest = "", parts[2:]
-    elif parts[0] == "apis" and len(parts) > 2 and parts[2] == "v1":
-        group, rest = parts[1], parts[3:]
-    else:
-        raise page_not_found()
-    namespace = ""
-    if rest[:1] == ["namespaces"] and len(rest) > 2 and rest[2] != "status":
-        namespace, rest = rest[1], rest[2:]
-    resource = by_plural.get((group, rest[0])) if rest else None
-    if resource is None or len(rest) > 3 or (namespace and not resource.is_namespaced):
-        raise page_not_found()
-    name = rest[1] if len(rest) > 1 else ""
-    is_status = len(rest) == 3
-    if is_status and not (rest[2] == "status" and resource.has_status):
-        raise page_not_found()
-    if name and resource.is_namespaced and not namespace:
-        raise page_not_found()
-    return _Target(resource=resource, namespace=namespace, name=name, is_status=is_status)
-
-
-def _verb(method: str, target: _Target, options: ListOptions) -> str:
-    """The verb as authorization knows it; ApiError (405) for none."""
-    if method in ("GET", "HEAD"):
-        if target.name:
-            return "get"
-        return "watch" if options.watch else "list"
-    if (
-        method == "POST"
-        and not target.name
-        and (target.namespace or not target.resource.is_namespaced)
-    ):
-        return "create"
-    if target.name and method in ("PUT", "PATCH"):
-        return "update" if method == "PUT" else "patch"
-    if target.name and method == "DELETE" and not target.is_status:
-        return "delete"
-    raise ApiError(
-        405, "MethodNotAllowed", "the server does not allow this method on the requested resource"
-    )
-
-
-def _check_accept(request: web.BaseRequest) -> None:
-    accept = request.headers.get("Accept", "*/*")
-    kinds = [part.split(";")[0].strip() for part in accept.split(",")]
-    plain = [part for part in accept.split(",") if "as=" not in part]
-    if not any(kind in ("application/json", "application/*", "*/*") for kind in kinds) or not plain:
-        raise ApiError(
-            406,
-            "NotAcceptable",
-            "only the following media types are accepted: application/json",
-        )
-
-
-async def _body(request: web.BaseRequest) -> Object:
-    if request.content_type not in ("application/json", *_PATCHES, "application/octet-stream"):
-        raise ApiError(
-            415,
-            "UnsupportedMediaType",
-            "the body of the request was in an unknown format - accepted media types include: application/json",
-        )
-    data = await request.read()
-    try:
-        value = msgspec.json.decode(data) if data else {}
-    except msgspec.MsgspecError as error:
-        raise bad_request(f"the body is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise bad_request("the body is no JSON object")
-    return value
-
-
-def _certificate_name(request: web.BaseRequest) -> str:
-    """The common name of the client's certificate; empty without one."""
-    certificate = request.get_extra_info("peercert") or {}
-    for part in certificate.get("subject", ()):
-        for key, value in part:
-            if key == "commonName":
-                return str(value)
-    return ""
-
-
-def _object(resource: Resource, version: Version, status: int = 200) -> web.Response:
-    return web.Response(
-        body=version.whole(resource) + b"\n",
-        status=status,
-        headers={"Content-Type": "application/json"},
-    )
-
-
-def _json(
-    value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    return web.Response(
-        body=msgspec.json.encode(value) + b"\n",
-        status=status,
-        headers={"Content-Type": "application/json", **(headers or {})},
-    )
-
-
-def _gzip(body: bytes) -> bytes:
-    # Level 1, as a real server: lists are large and read once.
-    compressor = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-    return compressor.compress(body) + compressor.flush()

@@ -4,11 +4,12 @@ Sources: k8s.io/apimachinery pkg/api/errors and pkg/apis/meta/v1 (Status, Status
 errors in k8s.io/apiserver pkg/storage (errors.go, etcd3/errors.go).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
     "ApiError",
+    "already_exists",
     "bad_request",
     "conflict",
     "expired",
@@ -21,6 +22,7 @@ __all__ = [
     "too_large",
     "too_many_requests",
     "unauthorized",
+    "unsupported_media_type",
 ]
 
 Object = dict[str, Any]
@@ -55,6 +57,16 @@ class ApiError(Exception):
         }
 
 
+def unsupported_media_type(accepted: Iterable[str]) -> ApiError:
+    """415."""
+    return ApiError(
+        415,
+        "UnsupportedMediaType",
+        "the body of the request was in an unknown format - accepted media types include: "
+        + ", ".join(accepted),
+    )
+
+
 def success(**details: str) -> Object:
     """The Status that answers a DELETE."""
     return {
@@ -79,7 +91,7 @@ def unauthorized() -> ApiError:
 def forbidden(user: str, verb: str, plural: str, group: str, namespace: str, name: str) -> ApiError:
     """403: this user may not do this."""
     place = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
-    qualified = f"{plural}.{group}" if group else plural
+    qualified = _qualified(plural, group)
     subject = f'{qualified} "{name}"' if name else qualified
     return ApiError(
         403,
@@ -91,11 +103,10 @@ def forbidden(user: str, verb: str, plural: str, group: str, namespace: str, nam
 
 def not_found(plural: str, group: str, name: str) -> ApiError:
     """404 for an object."""
-    qualified = f"{plural}.{group}" if group else plural
     return ApiError(
         404,
         "NotFound",
-        f'{qualified} "{name}" not found',
+        f'{_qualified(plural, group)} "{name}" not found',
         details=_details(name, group, plural),
     )
 
@@ -105,25 +116,33 @@ def page_not_found() -> ApiError:
     return ApiError(404, "NotFound", "the server could not find the requested resource", details={})
 
 
+def already_exists(plural: str, group: str, name: str) -> ApiError:
+    """409 for the creation of what is there."""
+    return ApiError(
+        409,
+        "AlreadyExists",
+        f'{_qualified(plural, group)} "{name}" already exists',
+        details=_details(name, group, plural),
+    )
+
+
 def conflict(plural: str, group: str, name: str, why: str) -> ApiError:
     """409: the object has changed, or is another one by now."""
-    qualified = f"{plural}.{group}" if group else plural
     return ApiError(
         409,
         "Conflict",
-        f'Operation cannot be fulfilled on {qualified} "{name}": {why}',
+        f'Operation cannot be fulfilled on {_qualified(plural, group)} "{name}": {why}',
         details=_details(name, group, plural),
     )
 
 
 def invalid(kind: str, group: str, name: str, causes: Sequence[tuple[str, str, str]]) -> ApiError:
     """422; each cause is a field, a reason such as FieldValueRequired, and a sentence."""
-    qualified = f"{kind}.{group}" if group else kind
     told = ", ".join(f"{field}: {sentence}" for field, _, sentence in causes)
     return ApiError(
         422,
         "Invalid",
-        f'{qualified} "{name}" is invalid: {told}',
+        f'{_qualified(kind, group)} "{name}" is invalid: {told}',
         details={
             **_details(name, group, kind),
             "causes": [
@@ -172,6 +191,10 @@ def internal(message: str) -> ApiError:
         f"Internal error occurred: {message}",
         details={"causes": [{"message": message}]},
     )
+
+
+def _qualified(plural: str, group: str) -> str:
+    return f"{plural}.{group}" if group else plural
 
 
 def _details(name: str, group: str, kind: str) -> Object:

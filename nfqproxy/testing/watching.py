@@ -6,6 +6,7 @@ pkg/storage/cacher/cache_watcher.go (what a selector makes of a change).
 """
 
 import asyncio
+import math
 import random
 import socket
 import struct
@@ -127,7 +128,7 @@ class Watch:
                 if faults.hits(Fault.END, plural):
                     return
             position = seen
-            if self._options.bookmarks and now >= bookmark_at:
+            if now >= bookmark_at:
                 await self._send([self._bookmark(position)])
                 bookmark_at = self._next_bookmark(loop.time(), end)
             if self._store.revision == position:
@@ -139,6 +140,8 @@ class Watch:
                     pass
 
     def _next_bookmark(self, now: float, end: float) -> float:
+        if not self._options.bookmarks:
+            return math.inf
         last = end - _LAST_BOOKMARK_S
         usual = now + self._settings.bookmark_s
         return min(usual, last) if last > now else usual

@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from nfqproxy.testing import ApiServer
-from tests.contract.api import Api, endpoint_slice, names, service, version
+from tests.contract.api import Api, Object, endpoint_slice, names, service, version
 
 
 async def test_a_list_has_a_version_and_its_items_have_no_kind(api: Api) -> None:
@@ -240,3 +240,28 @@ async def test_an_exact_version_that_is_compacted_is_gone(api: Api, server: ApiS
         "GET", api.path("services"), resourceVersion=before, resourceVersionMatch="Exact"
     )
     assert (found.status, found.body["reason"]) == (410, "Expired")
+
+
+async def test_a_quarter_of_a_million_endpoints_in_one_list(api: Api, server: ApiServer) -> None:
+    """As many as the largest clusters have; each address is there once, in one answer and in pages."""
+    expected = set()
+    for number in range(2500):
+        addresses = [f"10.{number // 256}.{number % 256}.{last}" for last in range(100)]
+        expected.update(addresses)
+        value = endpoint_slice(f"web-{number}", *addresses)
+        value["metadata"]["namespace"] = api.namespace
+        server.apply({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", **value})
+
+    def addresses_of(found: Object) -> set[str]:
+        return {
+            endpoint["addresses"][0] for item in found["items"] for endpoint in item["endpoints"]
+        }
+
+    assert addresses_of(await api.list("endpointslices", "")) == expected
+    seen: set[str] = set()
+    page: Object = {"metadata": {"continue": ""}}
+    while "continue" in page["metadata"]:
+        page = await api.list("endpointslices", limit=500, continue_=page["metadata"]["continue"])
+        assert not seen & addresses_of(page)
+        seen |= addresses_of(page)
+    assert seen == expected

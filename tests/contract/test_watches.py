@@ -3,10 +3,13 @@
 import asyncio
 import json
 
+import aiohttp
 import pytest
 
-from nfqproxy.testing import ApiServer
-from tests.contract.api import Api, endpoint_slice, names, service, version
+from nfqproxy.testing import ApiServer, Settings
+from nfqproxy.testing.resources import Resource
+from nfqproxy.testing.store import Change
+from tests.contract.api import Api, endpoint_slice, service, version
 
 
 async def test_every_change_after_a_list_comes_in_order(api: Api) -> None:
@@ -98,6 +101,23 @@ async def test_no_bookmarks_unless_asked_for(api: Api) -> None:
     life_s = 3 if api.server is None else 1
     async with api.watch("services", resourceVersion=start, timeoutSeconds=life_s) as watch:
         assert [event async for event in watch.events()] == []
+
+
+async def test_an_idle_watch_sleeps(
+    api: Api, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    since = server.store.since
+
+    def counted(resource: Resource, revision: int) -> list[Change]:
+        looks.append(revision)
+        return since(resource, revision)
+
+    monkeypatch.setattr(server.store, "since", counted)
+    start = version(await api.list("services"))
+    async with api.watch("services", resourceVersion=start, timeoutSeconds=1) as watch:
+        assert [event async for event in watch.events()] == []
+    assert len(looks) <= 2
 
 
 async def test_objects_enter_and_leave_a_selection(api: Api) -> None:
@@ -266,6 +286,35 @@ async def test_history_is_bounded(api: Api, server: ApiServer) -> None:
     assert found.body["object"]["code"] == 410
 
 
+async def test_a_server_without_watch_list_refuses_it() -> None:
+    async with (
+        ApiServer(settings=Settings(has_watch_list=False)) as server,
+        aiohttp.ClientSession(server.url) as session,
+    ):
+        query = {
+            "watch": "1",
+            "sendInitialEvents": "true",
+            "resourceVersionMatch": "NotOlderThan",
+            "allowWatchBookmarks": "true",
+        }
+        async with session.get("/api/v1/services", params=query) as response:
+            assert response.status == 422
+            status = await response.json()
+    assert status["reason"] == "Invalid"
+    assert "WatchList" in status["message"]
+
+
+async def test_expiry_can_be_an_http_status() -> None:
+    async with (
+        ApiServer(settings=Settings(expired_as_http=True)) as server,
+        aiohttp.ClientSession(server.url) as session,
+    ):
+        query = {"watch": "1", "resourceVersion": "1"}
+        async with session.get("/api/v1/services", params=query) as response:
+            assert response.status == 410
+            assert (await response.json())["reason"] == "Expired"
+
+
 async def test_open_watches_are_counted(api: Api, server: ApiServer) -> None:
     async with api.watch("services") as _:
         assert server.watches["services"] == 1
@@ -273,4 +322,16 @@ async def test_open_watches_are_counted(api: Api, server: ApiServer) -> None:
         while server.watches["services"]:  # noqa: ASYNC110 - the far end of a connection
             await asyncio.sleep(0.005)
     assert server.requests["watch", "services"] == 1
-    assert names(await api.list("services")) == []
+
+
+async def test_a_client_that_leaves_is_no_trouble(
+    api: Api, server: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection goes at the very moment when there is something to write."""
+    async with api.watch("endpointslices", "") as watch:
+        slice_ = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice"}
+        server.apply(slice_ | endpoint_slice("web-1", "10.244.1.10"))
+        await watch.next()
+        server.apply(slice_ | endpoint_slice("web-2", "10.244.1.11"))
+        await server.stop()
+    assert caplog.records == []

@@ -215,6 +215,53 @@ async def test_a_merge_patch(api: Api) -> None:
     assert strategic.body["metadata"]["labels"] == {"y": "2", "z": "3", "w": "4"}
 
 
+async def test_a_strategic_merge_patch_merges_lists_by_their_key(api: Api) -> None:
+    value = service("a")
+    value["spec"]["ports"] = [
+        {"name": "http", "port": 80, "targetPort": 8080},
+        {"name": "dns", "port": 53, "protocol": "UDP"},
+    ]
+    made = await api.create("services", value)
+    port = {"name": "https", "port": 443}
+    order = {"$setElementOrder/ports": [{"port": 443}, {"port": 80}, {"port": 53}]}
+    changed = {"ports": [port, {"port": 80, "targetPort": 8081}]}
+    found = await patch(api, "services", "a", {"spec": changed | order}, STRATEGIC)
+    assert found.status == 200, found.body
+    ports = {item["port"]: item for item in found.body["spec"]["ports"]}
+    assert list(ports) == [443, 80, 53]
+    assert (ports[80]["name"], ports[80]["targetPort"]) == ("http", 8081)
+    assert ports[53]["protocol"] == "UDP"
+    gone = {"ports": [{"port": 53, "$patch": "delete"}]}
+    found = await patch(api, "services", "a", {"spec": gone}, STRATEGIC)
+    assert [item["port"] for item in found.body["spec"]["ports"]] == [443, 80]
+    assert found.body["spec"]["clusterIP"] == made["spec"]["clusterIP"]
+    whole = {"ports": [{"$patch": "replace"}, {"name": "http", "port": 81}]}
+    found = await patch(api, "services", "a", {"spec": whole}, STRATEGIC)
+    assert [item["port"] for item in found.body["spec"]["ports"]] == [81]
+    # By RFC 7396 a list is replaced whole.
+    found = await patch(api, "services", "a", {"spec": {"ports": [{"port": 82}]}})
+    assert [item["port"] for item in found.body["spec"]["ports"]] == [82]
+
+
+async def test_a_strategic_merge_patch_replaces_atomic_lists(api: Api) -> None:
+    await api.create("endpointslices", endpoint_slice("web-1", "10.244.1.10", "10.244.1.11"))
+    endpoints = {"endpoints": [{"addresses": ["10.244.1.12"]}]}
+    found = await patch(api, "endpointslices", "web-1", endpoints, STRATEGIC)
+    assert [item["addresses"] for item in found.body["endpoints"]] == [["10.244.1.12"]]
+
+
+async def test_a_strategic_merge_patch_has_directives_for_objects(api: Api) -> None:
+    await api.create("services", service("a", x="1", y="2"))
+    labels = {"metadata": {"labels": {"$patch": "replace", "z": "3"}}}
+    found = await patch(api, "services", "a", labels, STRATEGIC)
+    assert found.body["metadata"]["labels"] == {"z": "3"}
+    retained = {"metadata": {"labels": {"$retainKeys": ["w"], "w": "4"}}}
+    found = await patch(api, "services", "a", retained, STRATEGIC)
+    assert found.body["metadata"]["labels"] == {"w": "4"}
+    nameless = {"spec": {"ports": [{"targetPort": 8080}]}}
+    assert (await patch(api, "services", "a", nameless, STRATEGIC)).status in (400, 422, 500)
+
+
 async def test_a_patch_of_an_old_version_is_a_conflict(api: Api) -> None:
     first = await api.create("services", service("a"))
     await patch(api, "services", "a", {"metadata": {"labels": {"x": "1"}}})
@@ -239,6 +286,17 @@ async def test_deletion_has_preconditions(api: Api) -> None:
     assert (await api.call("DELETE", path, right)).status == 200
     assert (await api.call("GET", path)).status == 404
     assert (await api.call("DELETE", path)).status == 404
+
+
+async def test_deletion_is_answered_as_clients_decode_it(api: Api) -> None:
+    """Generated clients have a type for each answer: a Service for a Service, a Status for a slice."""
+    await api.create("services", service("a"))
+    gone = await api.call("DELETE", api.path("services", "a"))
+    assert (gone.body["kind"], gone.body["metadata"]["name"]) == ("Service", "a")
+    made = await api.create("endpointslices", endpoint_slice("web-1", "10.244.1.10"))
+    gone = await api.call("DELETE", api.path("endpointslices", "web-1"))
+    assert (gone.body["kind"], gone.body["status"]) == ("Status", "Success")
+    assert gone.body["details"]["uid"] == made["metadata"]["uid"]
 
 
 async def test_an_object_made_anew_is_another_one(api: Api) -> None:
