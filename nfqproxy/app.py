@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,9 +29,10 @@ from nfqproxy.control.objects import Objects
 from nfqproxy.core.health_ports import HealthPort, health_ports
 from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
-from nfqproxy.errors import HostError, InputError, NfqproxyError
-from nfqproxy.kernel import host_check, node_rules
+from nfqproxy.errors import InputError, NfqproxyError
+from nfqproxy.kernel import host_check, iptables, node_rules
 from nfqproxy.kernel.affinity_file import store_path
+from nfqproxy.kernel.capabilities import require_network_rights
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.mark_map import MarkMap
@@ -42,6 +43,8 @@ from nfqproxy.model import DataPath, FrontendKey, FrontendPlan, NodeContext, Ser
 from nfqproxy.sources.base import Source
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
+from nfqproxy.sources.iptables.source import IptablesSaveSource
+from nfqproxy.sources.iptables.text import Dump
 from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.health_ports import HealthPorts
 from nfqproxy.supervisor.reconciler import Reconciler, SweepReport
@@ -57,6 +60,7 @@ T = TypeVar("T")
 
 _RETRY_S = 2.0
 """Pause before a change that the kernel refused is tried again."""
+_KUBE_PROXY_TABLES = ("nat", "filter")
 # Any address of the Internet: asked only which of our addresses leads there.
 _ANYWHERE = (ip_address("192.0.2.254").packed, ip_address("2001:db8::fe").packed)
 
@@ -78,16 +82,27 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
     )
 
 
-def _settle_memory() -> None:
-    """Let the collector look only at what is made from now on, not at the tables there are."""
-    gc.freeze()
-    gc.enable()
+def kube_proxy_rules(wanted: IptablesBackend) -> Callable[[], list[Dump]]:
+    """What reads those tables of this node in which kube-proxy has rules, as iptables-save prints them.
+
+    With AUTO it goes by the back end that has them, which is looked for once.
+    """
+    known: IptablesBackend | None = None
+
+    def read() -> list[Dump]:
+        nonlocal known
+        backend = known or iptables.choose_backend(wanted)
+        dumps = [Dump(*each) for each in iptables.saved(backend, _KUBE_PROXY_TABLES)]
+        known = backend if any("KUBE-SERVICES" in dump.text for dump in dumps) else None
+        return dumps
+
+    return read
 
 
-def _source(config: ProxyConfig, node_name: str) -> Source:
-    """Where the objects come from."""
+def source_of(config: ProxyConfig, node_name: str) -> Source:
+    """Where the Services of a configuration come from."""
     if not (config.kubeconfig or config.in_cluster):
-        return FileSource([Path(path) for path in config.manifests])
+        return file_source_of(config, node_name)
     # Here: who reads manifests need not load it.
     from nfqproxy.sources.kubernetes.client import Access
     from nfqproxy.sources.kubernetes.source import KubernetesSource
@@ -99,6 +114,28 @@ def _source(config: ProxyConfig, node_name: str) -> Source:
         all_nodes=config.masquerade_non_pod_backends == NonPodBackends.ALWAYS
         and not config.cluster_cidr,
     )
+
+
+def file_source_of(config: ProxyConfig, node_name: str) -> FileSource | IptablesSaveSource:
+    """The same of a configuration that names files or the node's own rules, which can be read at once."""
+    if not config.iptables_save:
+        return FileSource([Path(path) for path in config.manifests])
+    if config.mode == "overlay" and not config.steer_all:
+        raise InputError(
+            "kube-proxy's rules hold no labels, so in overlay mode no Service is chosen by them; give"
+            " --steer-all"
+        )
+    return IptablesSaveSource(
+        config,
+        kube_proxy_rules(IptablesBackend(config.iptables)),
+        node_name=node_name,
+    )
+
+
+def _settle_memory() -> None:
+    """Let the collector look only at what is made from now on, not at the tables there are."""
+    gc.freeze()
+    gc.enable()
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -125,7 +162,7 @@ class App:
         self._shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
-        self._source = _source(config, self._node_name)
+        self._source = source_of(config, self._node_name)
         self._cluster = ClusterState(self._node_name)
         self._plans = PlanTable(self._settings)
         self._routes: Routes
@@ -167,12 +204,11 @@ class App:
 
     async def run(self, *, once: bool) -> None:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
-        if os.geteuid() != 0:
-            raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
+        require_network_rights("programming the kernel")
         if not self._config.has_source:
             raise InputError(
-                "no Services to serve; give a file or directory with --manifests, or the Kubernetes"
-                " API with --kubeconfig or --in-cluster"
+                "no Services to serve; give a file or directory with --manifests, the Kubernetes API"
+                " with --kubeconfig or --in-cluster, or kube-proxy's rules with --iptables-save"
             )
         # Nothing of what is made now goes again, so the collector would walk it over and over in vain.
         gc.disable()
@@ -220,8 +256,7 @@ class App:
 
     def reconcile(self, *, dry_run: bool) -> SweepReport:
         """Hold connection tracking against the manifests once, without a running proxy."""
-        if os.geteuid() != 0:
-            raise HostError("reading connection tracking needs root; run as root")
+        require_network_rights("reading connection tracking")
         if not self._config.has_source:
             raise InputError(
                 "no Services to compare with; give a file or directory with --manifests"
@@ -397,7 +432,7 @@ class App:
                 await self._publish()
 
     async def _reload_on_hangup(self) -> None:
-        """SIGHUP: read the manifests, and put everything into the kernel anew whatever it holds."""
+        """SIGHUP: read manifests or dumps, and put everything into the kernel anew whatever it holds."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()

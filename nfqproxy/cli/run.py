@@ -26,6 +26,13 @@ _INTERRUPTED = 130
     help="File or directory of Service and EndpointSlice manifests, followed; may be repeated.",
 )
 @click.option(
+    "--iptables-save",
+    multiple=True,
+    metavar="FILE|live",
+    help="In place of manifests: what iptables-save printed on this node under kube-proxy, or its rules as"
+    " they are now; may be repeated (ip6tables-save).",
+)
+@click.option(
     "--kubeconfig",
     type=click.Path(),
     help="In place of manifests: the Kubernetes API that this kubeconfig file names, followed.",
@@ -64,7 +71,7 @@ _INTERRUPTED = 130
 def run(config_file: Path | None, once: bool, **flags: Any) -> int:
     """Run the proxy in this network namespace, as root, until SIGTERM or Ctrl-C.
 
-    Flags win over the configuration file. SIGHUP reads the manifests again and puts back what others
+    Flags win over the configuration file. SIGHUP reads manifests or dumps again and puts back what others
     have taken from the kernel's rules and sets. When the proxy stops, the kernel's fallback goes on
     serving; nfqproxy cleanup removes everything.
 

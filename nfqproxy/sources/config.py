@@ -61,6 +61,11 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     """replace: be the node proxy; overlay: beside a running kube-proxy."""
     manifests: tuple[str, ...] = ()
     """Files and directories of manifests, relative to the working directory."""
+    iptables_save: tuple[str, ...] = ()
+    """In place of manifests: files with what iptables-save and ip6tables-save print on this node under
+    kube-proxy; live: the node's own rules."""
+    iptables_save_interval_seconds: int = 10
+    """How often the node's own rules are read."""
     client_connection: ClientConnection | None = None
     """In place of manifests: the Kubernetes API, by a kubeconfig file."""
     in_cluster: bool = False
@@ -117,7 +122,7 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     @property
     def has_source(self) -> bool:
         """Whether it says where Services come from."""
-        return bool(self.manifests or self.kubeconfig or self.in_cluster)
+        return bool(self.manifests or self.kubeconfig or self.in_cluster or self.iptables_save)
 
     @property
     def node_port_networks(self) -> tuple[str, ...] | None:
@@ -189,6 +194,7 @@ def check(config: ProxyConfig) -> ProxyConfig:
     _check_detect_local(Detector(mode), config.detect_local or DetectLocal())
     _within("workers", config.workers, 1, _MAX_WORKERS)
     _within("firstQueue", config.first_queue, 0, _MAX_QUEUE + 1 - config.workers)
+    _within("iptablesSaveIntervalSeconds", config.iptables_save_interval_seconds, 1, 86_400)
     _within("queueLength", config.queue_length, 1, 1 << 20)
     cidrs = []
     for cidr in config.cluster_cidrs:
@@ -214,6 +220,12 @@ def _check_source(config: ProxyConfig) -> None:
     if config.manifests and (config.kubeconfig or config.in_cluster):
         raise FieldError(
             "manifests", "the Kubernetes API is given as the source of Services too; give one"
+        )
+    if config.iptables_save and config.manifests:
+        raise FieldError("iptablesSave", "stands beside manifests; give one of the two")
+    if config.iptables_save and (config.kubeconfig or config.in_cluster):
+        raise FieldError(
+            "iptablesSave", "the Kubernetes API is given as the source of Services too; give one"
         )
 
 
@@ -265,7 +277,12 @@ def _node_port_addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
 _FLAGS = {"firstQueue": "queue", "clusterCIDR": "cluster-cidr", "nodeAddresses": "node-address"}
 
 
-_SOURCES = frozenset({"manifests", "client_connection", "in_cluster"})
+_SOURCES: dict[str, Any] = {
+    "manifests": (),
+    "client_connection": None,
+    "in_cluster": False,
+    "iptables_save": (),
+}
 
 
 def from_file_and_flags(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
@@ -279,7 +296,7 @@ def from_file_and_flags(file: Path | None, flags: Mapping[str, Any]) -> ProxyCon
         given["client_connection"] = ClientConnection(kubeconfig=kubeconfig)
     if _SOURCES & given.keys():
         # A source on the command line stands in place of the file's, of whatever kind that is.
-        given = {"manifests": (), "client_connection": None, "in_cluster": False, **given}
+        given = {**_SOURCES, **given}
     return check_flags(msgspec.structs.replace(config, **given))
 
 

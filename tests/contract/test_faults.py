@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -223,22 +224,21 @@ async def test_a_restart_cuts_everything_and_forgets(api: Api, server: ApiServer
     assert names(await api.list("services")) == ["a"]
 
 
+# asyncio itself forgets a connection that is accepted when its listener has just been closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_stop_waits_for_no_connection_that_just_came() -> None:
     for turns in range(8):
         async with ApiServer() as server:
-            connecting = [
-                asyncio.create_task(asyncio.open_connection(server.host, server.port))
-                for _ in range(4)
-            ]
+            coming = asyncio.create_task(asyncio.open_connection(server.host, server.port))
             for _ in range(turns):
                 await asyncio.sleep(0)
             async with asyncio.timeout(MET_S):
                 await server.stop()
-            for end in await asyncio.gather(*connecting, return_exceptions=True):
-                if not isinstance(end, BaseException):
-                    end[1].close()
-                    with contextlib.suppress(OSError):
-                        await end[1].wait_closed()
+            with contextlib.suppress(OSError):
+                _, writer = await coming
+                writer.close()
+                await writer.wait_closed()
+    gc.collect()  # here, not in the next test
 
 
 async def test_while_it_is_away_nobody_answers(api: Api, server: ApiServer) -> None:

@@ -32,7 +32,7 @@ FLOWS = {"rate": "1/s", "path_cpu": "us", "worker_cpu": "us"}
 # Of each experiment: who takes part, the metrics with their units, and what is varied.
 YIELDS: dict[str, tuple[set[str], dict[str, str], dict[str, set[object]]]] = {
     "connections": (
-        KERNEL | WORKERS | {"mark", "netfilterqueue"},
+        KERNEL | WORKERS | {"mark", "overlay", "netfilterqueue"},
         FLOWS,
         {"services": set(SHORT.services)},
     ),
