@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.status import Status
 
-from bench import commands, contenders, cpu, cpu_report
+from bench import api_source, commands, contenders, cpu, cpu_report
 from bench.contenders import CONTENDERS, Placement
 from bench.provenance import provenance
 from nfqproxy.errors import HostError, InputError, NfqproxyError
@@ -45,6 +45,7 @@ for _command in (
     commands.baseline_command,
     commands.check_command,
     commands.micro_command,
+    api_source.source_command,
 ):
     cli.add_command(_command)
 

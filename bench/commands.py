@@ -110,7 +110,8 @@ def run_command(
     "--into",
     "document",
     type=_FILE,
-    help="Fill the places <!-- bench:NAME --> ... <!-- /bench:NAME --> of this Markdown document.",
+    help="Fill the places <!-- bench:NAME --> ... <!-- /bench:NAME --> of this Markdown document; with"
+    " --plots it shows them too.",
 )
 def report_command(
     result_file: Path,
@@ -124,7 +125,7 @@ def report_command(
     \b
     Example:
       python -m bench report result.json --html result.html
-      python -m bench report result.json --into docs/performance.md
+      python -m bench report result.json --into docs/performance.md --plots docs/performance
     """
     result = results.load(result_file)
     sections = content.sections(result)
@@ -138,7 +139,8 @@ def report_command(
             text = document.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{document} cannot be read: {error}; give a document") from None
-        wanted.append((document, markdown.insert(sections, text, document)))
+        plots = "" if plots_directory is None else os.path.relpath(plots_directory, document.parent)
+        wanted.append((document, markdown.insert(sections, text, document, plots)))
     if plots_directory is not None:
         _make_directory(plots_directory)
         wanted += _plots(sections, plots_directory)

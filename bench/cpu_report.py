@@ -41,6 +41,7 @@ class Summary:
     ratio_to_c: Spread | None
     """Of worker time, formed round by round; None without a C reference in the run."""
     supervisor_us: Spread | None
+    """None: there is none, or it never ran."""
     kernel_threads_us: Spread
     """kworkers and ksoftirqd of the machine: work that was put off."""
     sender_us: Spread

@@ -85,3 +85,12 @@ def descendants(pid: int) -> set[int]:
         found.add(one)
         open_ends += children.get(one, [])
     return found
+
+
+def memory(pid: int, field: str) -> int:
+    """A field of ``/proc/PID/status`` in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise AssertionError(f"/proc/{pid}/status has no {field}")

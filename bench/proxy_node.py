@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from bench.api_server import ApiServerProcess, api_server
+from bench.service_files import ServiceFiles, Source
 from bench.services import BACKEND_PORT, PORT
 from bench.world import NODE_NAME
 from nfqproxy.api import admin
@@ -43,6 +45,7 @@ class ProxyNode:
     def __init__(self, built: Topology, log: IO[bytes]) -> None:
         self._client = built.client.namespace
         self._node = built.node.namespace
+        self._router = built.router
         self._log = log
         self._unused: list[socket.socket] = []
         self._listeners = [_listener(pod.namespace, pod.address4) for pod in built.pods]
@@ -52,9 +55,24 @@ class ProxyNode:
         """Why the last :meth:`connect` that failed did."""
 
     @contextlib.contextmanager
-    def proxy(self, manifests: Path) -> Iterator["Running"]:
-        """Starts ``nfqproxy run``; at the end it is stopped and all it made is removed."""
-        words = ["--manifests", str(manifests), "--node-name", NODE_NAME, "--workers", "1"]
+    def served(self, files: ServiceFiles) -> Iterator[ApiServerProcess | None]:
+        """The API server that serves the files, if their source is one."""
+        if files.source is not Source.KUBERNETES:
+            yield None
+            return
+        with api_server(self._router, files.path) as server:
+            yield server
+
+    @contextlib.contextmanager
+    def proxy(self, manifests: Path, server: ApiServerProcess | None = None) -> Iterator["Running"]:
+        """Starts ``nfqproxy run``; at the end it is stopped and all it made is removed.
+
+        With ``server`` it follows that in place of the manifests.
+        """
+        source = ["--manifests", str(manifests)]
+        if server is not None:
+            source = ["--kubeconfig", str(server.kubeconfig)]
+        words = [*source, "--node-name", NODE_NAME, "--workers", "1"]
         command = [sys.executable, "-m", "nfqproxy", "run", *words, "--cluster-cidr", PODS4]
         self._log.truncate(0)
         started_s = time.monotonic()

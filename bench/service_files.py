@@ -32,6 +32,13 @@ class Source(Enum):
     """All in one YAML file."""
     FILE_JSON = "file-json"
     """All in one JSON file."""
+    KUBERNETES = "kubernetes"
+    """A YAML file per Service, which an API server serves."""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether each Service has a file of its own."""
+        return self in (Source.DIRECTORY, Source.KUBERNETES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +53,7 @@ class ServiceFiles:
     @property
     def path(self) -> Path:
         """What is given to ``--manifests``."""
-        if self.source is Source.DIRECTORY:
+        if self.source.is_directory:
             return self.directory / "manifests"
         suffix = "json" if self.source is Source.FILE_JSON else "yaml"
         return self.directory / f"manifests.{suffix}"
@@ -60,7 +67,7 @@ class ServiceFiles:
         """All manifests, the probes served by ``pod``; :class:`InputError` if there is no room."""
         if not 1 <= self.services <= MAX_SERVICES:
             raise InputError(f"{self.services} Services: the bench holds 1 to {MAX_SERVICES}")
-        if self.source is not Source.DIRECTORY:
+        if not self.source.is_directory:
             self.path.write_text(self._everything(pod, pod))
             return
         self.path.mkdir()
@@ -75,7 +82,7 @@ class ServiceFiles:
         """
         last = self.services - 1
         aside = self.directory / "next"
-        if self.source is Source.DIRECTORY:
+        if self.source.is_directory:
             aside.write_text(_yaml(self._service(last, pod)))
             return Change(aside, self._file(last))
         aside.write_text(self._everything(others, pod))
@@ -96,7 +103,7 @@ class ServiceFiles:
                 for index in range(self.endpoints)
             ]
         return ServicePort(
-            name=f"service-{number:05}",
+            name=service_name(number),
             address=vip(number),
             port=PORT,
             endpoints=tuple(Endpoint(address=each, port=BACKEND_PORT) for each in addresses),
@@ -120,6 +127,14 @@ class Change:
     def apply(self) -> None:
         """By rename(2), which is atomic: a reader meets the old or the new."""
         self.prepared.replace(self.target)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def service_name(number: int) -> str:
+    """Name of a Service; its only slice is called so with ``-1`` behind it."""
+    return f"service-{number:05}"
 
 
 def vip(number: int) -> str:

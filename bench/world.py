@@ -24,15 +24,19 @@ import json
 import os
 import re
 import secrets
+import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.services import BACKEND_PORT, PORT, VIP, Endpoint, ServicePort, table
-from nfqproxy.errors import HostError
+from nfqproxy.errors import HostError, KernelError
+from nfqproxy.kernel.conntrack_table import ConntrackTable
 from nfqproxy.kernel.counters import parse_queue_statistics
 from nfqproxy.kernel.netns import Namespace, NamespaceGroup, Veth
+from nfqproxy.model import Family
+from nfqproxy.wire import conntrack, ctnetlink, nlmsg
 
 NODE_NAME = "n1"
 NODE_ADDRESS = "192.0.2.1"
@@ -47,6 +51,9 @@ LOAD_SOURCES = "198.18.0.0/16"
 REAL_SOURCE = "198.19.0.1"
 _GATEWAY = "169.254.1.1"
 """The node, as a pod sees it."""
+_NETLINK_TIMEOUT_S = 5.0
+_ANSWERED_S = 300
+"""What an answered entry may live without a packet; the next one sets the kernel's own time-out."""
 
 # One line of `conntrack -L`: the original tuple, then the reply tuple.
 _ENTRY = re.compile(
@@ -138,6 +145,33 @@ class World:
                 int(values[name], 16) for name in ("insert_failed", "drop", "early_drop")
             )
         return Counters(queued={queue.queue: queue.sequence for queue in queues}, dropped=dropped)
+
+    def answer(self) -> None:
+        """Has conntrack take every TCP connection for answered, as it would after the backend's first packet.
+
+        Sinks never answer, and a connection nobody has answered is new (``ctstate NEW``) with every packet.
+        Raises :class:`NfqproxyError` if the kernel refuses.
+        """
+        with self.node.call(ConntrackTable) as table:
+            entries = list(table.entries(Family.IPV4, socket.IPPROTO_TCP))
+        netlink = self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, nlmsg.NETLINK_NETFILTER)
+        with netlink:
+            netlink.settimeout(_NETLINK_TIMEOUT_S)
+            for entry in entries:
+                request = ctnetlink.new_entry(
+                    entry.original,
+                    dnat=None,
+                    snat=None,
+                    timeout_s=_ANSWERED_S,
+                    seq=1,
+                    status=entry.status | conntrack.IPS_SEEN_REPLY | conntrack.IPS_ASSURED,
+                    exclusive=False,
+                    ack=True,
+                )
+                netlink.send(request)
+                (reply,) = nlmsg.messages(netlink.recv(4096))
+                if code := nlmsg.ack(reply).errno:
+                    raise KernelError("mark a connection as answered", code)
 
     def flush(self) -> None:
         """Empties the node's conntrack table."""

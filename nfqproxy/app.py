@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,14 +24,15 @@ import msgspec
 from nfqproxy import __version__
 from nfqproxy.api import admin, channel
 from nfqproxy.control.cluster import ClusterDiff, ClusterState
-from nfqproxy.control.node import detector_gap, node_context
+from nfqproxy.control.node import NonPodBackends, detector_gap, node_context
 from nfqproxy.control.objects import Objects
-from nfqproxy.core.health_ports import health_ports
+from nfqproxy.core.health_ports import HealthPort, health_ports
 from nfqproxy.core.plan_table import PlanChange, PlanTable
 from nfqproxy.core.plans import steered_ports
-from nfqproxy.errors import HostError, InputError, NfqproxyError
-from nfqproxy.kernel import host_check, node_rules
+from nfqproxy.errors import InputError, NfqproxyError
+from nfqproxy.kernel import host_check, iptables, node_rules
 from nfqproxy.kernel.affinity_file import store_path
+from nfqproxy.kernel.capabilities import require_network_rights
 from nfqproxy.kernel.counters import queue_statistics, rule_counters
 from nfqproxy.kernel.kernel_table import KernelTable
 from nfqproxy.kernel.mark_map import MarkMap
@@ -39,8 +40,11 @@ from nfqproxy.kernel.mark_users import conflict, mark_users
 from nfqproxy.kernel.routes import Routes
 from nfqproxy.kernel.rule_settings import IptablesBackend, RuleMode, RuleSettings
 from nfqproxy.model import DataPath, FrontendKey, FrontendPlan, NodeContext, ServicePort
+from nfqproxy.sources.base import Source
 from nfqproxy.sources.config import ProxyConfig
 from nfqproxy.sources.file import FileSource
+from nfqproxy.sources.iptables.source import IptablesSaveSource
+from nfqproxy.sources.iptables.text import Dump
 from nfqproxy.supervisor.affinity_store import AffinityStore
 from nfqproxy.supervisor.health_ports import HealthPorts
 from nfqproxy.supervisor.reconciler import Reconciler, SweepReport
@@ -56,6 +60,7 @@ T = TypeVar("T")
 
 _RETRY_S = 2.0
 """Pause before a change that the kernel refused is tried again."""
+_KUBE_PROXY_TABLES = ("nat", "filter")
 # Any address of the Internet: asked only which of our addresses leads there.
 _ANYWHERE = (ip_address("192.0.2.254").packed, ip_address("2001:db8::fe").packed)
 
@@ -74,6 +79,56 @@ def rule_settings(config: ProxyConfig) -> RuleSettings:
         localhost_node_ports=config.localhost_node_ports,
         bridge_interface=detector.bridge_interface,
         interface_name_prefix=detector.interface_name_prefix,
+    )
+
+
+def kube_proxy_rules(wanted: IptablesBackend) -> Callable[[], list[Dump]]:
+    """What reads those tables of this node in which kube-proxy has rules, as iptables-save prints them.
+
+    With AUTO it goes by the back end that has them, which is looked for once.
+    """
+    known: IptablesBackend | None = None
+
+    def read() -> list[Dump]:
+        nonlocal known
+        backend = known or iptables.choose_backend(wanted)
+        dumps = [Dump(*each) for each in iptables.saved(backend, _KUBE_PROXY_TABLES)]
+        known = backend if any("KUBE-SERVICES" in dump.text for dump in dumps) else None
+        return dumps
+
+    return read
+
+
+def source_of(config: ProxyConfig, node_name: str) -> Source:
+    """Where the Services of a configuration come from."""
+    if not (config.kubeconfig or config.in_cluster):
+        return file_source_of(config, node_name)
+    # Here: who reads manifests need not load it.
+    from nfqproxy.sources.kubernetes.client import Access
+    from nfqproxy.sources.kubernetes.source import KubernetesSource
+
+    return KubernetesSource(
+        Access(kubeconfig=config.kubeconfig),
+        node_name=node_name,
+        # Only there the pod networks of other nodes are looked at, and only if nothing else tells them.
+        all_nodes=config.masquerade_non_pod_backends == NonPodBackends.ALWAYS
+        and not config.cluster_cidr,
+    )
+
+
+def file_source_of(config: ProxyConfig, node_name: str) -> FileSource | IptablesSaveSource:
+    """The same of a configuration that names files or the node's own rules, which can be read at once."""
+    if not config.iptables_save:
+        return FileSource([Path(path) for path in config.manifests])
+    if config.mode == "overlay" and not config.steer_all:
+        raise InputError(
+            "kube-proxy's rules hold no labels, so in overlay mode no Service is chosen by them; give"
+            " --steer-all"
+        )
+    return IptablesSaveSource(
+        config,
+        kube_proxy_rules(IptablesBackend(config.iptables)),
+        node_name=node_name,
     )
 
 
@@ -107,7 +162,7 @@ class App:
         self._shared_seed = secrets.randbits(63) if config.seed is None else config.seed
         self._node_name = config.hostname_override or socket.gethostname().lower()
         self._settings = config.node_settings(self._node_name)
-        self._source = FileSource([Path(path) for path in config.manifests])
+        self._source = source_of(config, self._node_name)
         self._cluster = ClusterState(self._node_name)
         self._plans = PlanTable(self._settings)
         self._routes: Routes
@@ -122,7 +177,9 @@ class App:
         self._supervisor = Supervisor(self, self._affinities, self._marks)
         self._reconciler = Reconciler(self._kernel.forget_flows)
         self._sync_health = SyncHealth(time.monotonic)
-        self._health_ports = HealthPorts(lambda: self._sync_health.is_healthy)
+        self._health_ports = HealthPorts(
+            lambda: self._sync_health.is_healthy, self._warn_of_health_port
+        )
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._is_behind = asyncio.Event()
@@ -147,10 +204,12 @@ class App:
 
     async def run(self, *, once: bool) -> None:
         """Run until SIGTERM or SIGINT, or with ``once`` program the kernel and return."""
-        if os.geteuid() != 0:
-            raise HostError("programming the kernel needs root; run as root (sudo nfqproxy run)")
-        if not self._config.manifests:
-            raise InputError("no Services to serve; give a file or directory with --manifests")
+        require_network_rights("programming the kernel")
+        if not self._config.has_source:
+            raise InputError(
+                "no Services to serve; give a file or directory with --manifests, the Kubernetes API"
+                " with --kubeconfig or --in-cluster, or kube-proxy's rules with --iptables-save"
+            )
         # Nothing of what is made now goes again, so the collector would walk it over and over in vain.
         gc.disable()
         loop = asyncio.get_running_loop()
@@ -174,6 +233,7 @@ class App:
                 # A second Ctrl-C must not cut this short: it is what keeps packets from being lost.
                 await asyncio.shield(self._supervisor.stop_workers())
                 self._affinities.close()
+                await self._source.close()
         log.info("stopped; rules and fallback stay and serve, nfqproxy cleanup removes them")
 
     def _warn_of_mark_users(self) -> None:
@@ -196,16 +256,29 @@ class App:
 
     def reconcile(self, *, dry_run: bool) -> SweepReport:
         """Hold connection tracking against the manifests once, without a running proxy."""
-        if os.geteuid() != 0:
-            raise HostError("reading connection tracking needs root; run as root")
-        if not self._config.manifests:
+        require_network_rights("reading connection tracking")
+        if not self._config.has_source:
             raise InputError(
                 "no Services to compare with; give a file or directory with --manifests"
             )
         with contextlib.closing(Routes()) as self._routes:
-            self._start_with(self._source.load())
+            self._start_with(asyncio.run(self._read_once()))
         self._reconciler.follow(self._wanted.ports, self._wanted.node)
         return self._reconciler.sweep(dry_run=dry_run)
+
+    async def _read_once(self) -> Objects:
+        try:
+            return await self._source.start()
+        finally:
+            await self._source.close()
+
+    def _warn_of_health_port(self, port: HealthPort, sentence: str) -> None:
+        self._source.warn(
+            port.namespace,
+            port.service,
+            "FailedToStartServiceHealthcheck",
+            f"node {self._node_name}: {sentence}",
+        )
 
     def _raise_if_stopped(self) -> None:
         if self._stop.is_set():
@@ -221,7 +294,7 @@ class App:
         try:
             if not once:
                 await self._supervisor.launch_workers(self._configures())
-            objects = self._source.load()
+            objects = await self._until_stopped(self._source.start())
             rules, had_rules = await check
             self._raise_if_stopped()
             if not once:
@@ -359,7 +432,7 @@ class App:
                 await self._publish()
 
     async def _reload_on_hangup(self) -> None:
-        """SIGHUP: read the manifests, and put everything into the kernel anew whatever it holds."""
+        """SIGHUP: read manifests or dumps, and put everything into the kernel anew whatever it holds."""
         while True:
             await self._hangup.wait()
             self._hangup.clear()

@@ -7,7 +7,7 @@ Adding one is a subclass of :class:`~bench.contenders.base.Contender` and a line
 from bench.contenders.base import Contender, Placement, Serving
 from bench.contenders.kernel import IptablesDnat, NoService
 from bench.contenders.kubeproxy import KubeProxyIptables, KubeProxyNftables
-from bench.contenders.proxy import MarkPath, NetfilterqueueReader, NetlinkReader, Nfqproxy
+from bench.contenders.proxy import MarkPath, NetfilterqueueReader, NetlinkReader, Nfqproxy, Overlay
 from bench.contenders.reference import CReference
 from bench.contenders.relay import Haproxy, NginxStream
 from nfqproxy.errors import InputError
@@ -24,6 +24,7 @@ __all__ = [
     "NetfilterqueueReader",
     "Nfqproxy",
     "NginxStream",
+    "Overlay",
     "Placement",
     "Serving",
     "named",
@@ -35,6 +36,7 @@ CONTENDERS: dict[str, type[Contender]] = {
         Nfqproxy,
         NetlinkReader,
         MarkPath,
+        Overlay,
         NetfilterqueueReader,
         CReference,
         IptablesDnat,

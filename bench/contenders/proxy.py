@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from bench.contenders.base import Contender, Placement, Serving, StartError
+from bench.contenders.kubeproxy import KubeProxyIptables
 from bench.manifests import manifests
 from bench.process import Service, descendants, pin, service
 from bench.world import NODE_NAME, POD_NETWORK, SOURCES, World
@@ -32,6 +33,7 @@ class Nfqproxy(Contender):
     title: ClassVar[str] = "nfqproxy"
     reader: ClassVar[str] = "netlink"
     data_path: ClassVar[str] = "ctnetlink"
+    mode: ClassVar[tuple[str, ...]] = ("--mode", "replace")
 
     def __init__(self, workers: int = 1, queue_length: int | None = None) -> None:
         self.workers = workers
@@ -43,7 +45,7 @@ class Nfqproxy(Contender):
         with tempfile.NamedTemporaryFile("w", prefix="nfqb-", suffix=".json") as file:
             file.write(manifests(world))
             file.flush()
-            words = ["--manifests", file.name, "--mode", "replace", "--node-name", NODE_NAME]
+            words = ["--manifests", file.name, *self.mode, "--node-name", NODE_NAME]
             words += ["--reader", self.reader, "--workers", str(self.workers)]
             words += ["--data-path", self.data_path]
             # Whoever calls is a pod of the cluster: nobody is masqueraded, as with the others.
@@ -90,6 +92,20 @@ class NetfilterqueueReader(Nfqproxy):
         """The package is an extra."""
         if importlib.util.find_spec("netfilterqueue") is None:
             raise HostError("the package netfilterqueue is not installed: run ./task setup")
+
+
+class Overlay(Nfqproxy):
+    """Mode overlay, which steers all Services beside kube-proxy's iptables rules for the same ones."""
+
+    name: ClassVar[str] = "overlay"
+    title: ClassVar[str] = "nfqproxy, mode overlay beside kube-proxy's rules, iptables mode"
+    mode: ClassVar[tuple[str, ...]] = ("--mode", "overlay", "--steer-all")
+
+    @contextlib.contextmanager
+    def serve(self, world: World, placement: Placement) -> Iterator[Serving]:
+        """Loads kube-proxy's rules first, as on a node that runs it."""
+        with KubeProxyIptables().serve(world, placement), super().serve(world, placement) as both:
+            yield both
 
 
 class _ProxyServing(Serving):

@@ -14,6 +14,7 @@ from bench.contenders import (
     MarkPath,
     NetfilterqueueReader,
     Nfqproxy,
+    Overlay,
 )
 from bench.experiments.programming import most
 from bench.flows import observe
@@ -22,8 +23,8 @@ from bench.stands import Setup
 from bench.world import world
 
 _CONTENDERS = (Nfqproxy, CReference, IptablesDnat, KubeProxyIptables, KubeProxyNftables)
-_VARIANTS = (MarkPath, NetfilterqueueReader)
-"""nfqproxy's other data path and its other reader: at the least Services, and at the bars' number."""
+_VARIANTS = (MarkPath, Overlay, NetfilterqueueReader)
+"""nfqproxy's other data path, mode and reader: at the least Services, and at the bars' number."""
 
 
 class Connections:

@@ -5,6 +5,7 @@ meets the first: the workers must have made an entry for each. ``rss`` is what t
 (VmRSS, proc_pid_status(5): shared pages of the interpreter included), ``peak`` the most it ever held.
 """
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from bench.bars import NFQPROXY
 from bench.experiments.programming import SYNC_ENDPOINTS, most
 from bench.observation import Observation, Scale
+from bench.process import memory
 from bench.proxy_node import ProxyNode, Running, proxy_node
 from bench.service_files import ServiceFiles, Source, vip
 
@@ -21,7 +23,7 @@ _FIELDS = {"rss": "VmRSS", "peak": "VmHWM"}
 
 
 class Memory:
-    """At the least and the most Services, from a directory."""
+    """At the least and the most Services, from a directory and, where time is asked for, an API server."""
 
     name = "memory"
     title = "How much memory do the processes hold?"
@@ -31,16 +33,22 @@ class Memory:
         found: list[Observation] = []
         rounds = max(1, scale.rounds // 3)  # it hardly differs from start to start
         with proxy_node() as node, tempfile.TemporaryDirectory(prefix="nfqb-") as scratch:
-            for services in sorted({scale.services[0], most(scale)}):
+            sources = [Source.DIRECTORY]
+            if scale.name == "full":
+                sources.append(Source.KUBERNETES)
+            numbers = sorted({scale.services[0], most(scale)})
+            for services, source in itertools.product(numbers, sources):
                 files = ServiceFiles(
                     directory=Path(tempfile.mkdtemp(dir=scratch)),
-                    source=Source.DIRECTORY,
+                    source=source,
                     services=services,
                     endpoints=SYNC_ENDPOINTS,
                 )
                 files.write(node.pods[0])
                 for number in range(1, rounds + 1):
-                    progress(f"round {number} of {rounds}: {services:,} Services")
+                    progress(
+                        f"round {number} of {rounds}: {services:,} Services from a {source.value}"
+                    )
                     found += [
                         Observation(
                             experiment=self.name,
@@ -52,6 +60,7 @@ class Memory:
                             parameters={
                                 "services": services,
                                 "endpoints": services * SYNC_ENDPOINTS,
+                                "source": source.value,
                             },
                         )
                         for metric, value in _measure(node, files).items()
@@ -60,7 +69,7 @@ class Memory:
 
 
 def _measure(node: ProxyNode, files: ServiceFiles) -> dict[str, int]:
-    with node.proxy(files.path) as running:
+    with node.served(files) as server, node.proxy(files.path, server) as running:
         for probe in files.probes:
             running.wait_connected(probe, 0, within_s=_SYNC_LIMIT_S)
         before = _installed(running)
@@ -75,7 +84,7 @@ def _measure(node: ProxyNode, files: ServiceFiles) -> dict[str, int]:
             time.sleep(0.1)
         worker = int(str(running.workers()[0]["pid"]))
         return {
-            f"{who}_{what}": _memory(pid, field)
+            f"{who}_{what}": memory(pid, field)
             for who, pid in (("supervisor", running.pid), ("worker", worker))
             for what, field in _FIELDS.items()
         }
@@ -83,12 +92,3 @@ def _measure(node: ProxyNode, files: ServiceFiles) -> dict[str, int]:
 
 def _installed(running: Running) -> int:
     return sum(int(str(worker["installed"])) for worker in running.workers())
-
-
-def _memory(pid: int, field: str) -> int:
-    """A field of ``/proc/PID/status`` in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    raise AssertionError(f"/proc/{pid}/status has no {field}")

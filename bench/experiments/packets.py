@@ -6,7 +6,8 @@ else: no server, no wake-up, no waiting. ``bulk`` and ``requests`` say how much 
 a packet carries up to 64 kB and a request has a server's work in it.
 
 Conntrack picks the connections up with their first ACK (nf_conntrack_tcp_loose), which the kernel's own
-rules translate: nfqproxy's fallback in its case. From then on all packets meet is the entry and the rules that
+rules translate: nfqproxy's fallback in its case. Conntrack is then told that they were answered, for until
+then every packet counts as new to the rules. From then on all packets meet is the entry and the rules that
 no verdict of NAT spares them.
 """
 
@@ -81,6 +82,7 @@ class Packets:
         if findings:
             raise WrongResultError(f"{stand}, round {number}: {'; '.join(findings)}")
         if not number:
+            place.answer()
             return []
         cost = sent.cpu_ns / packets / 1000
         return [stand.observation(self.name, "path_cpu", "us", cost, number)]

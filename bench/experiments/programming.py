@@ -1,8 +1,9 @@
-"""How soon the data path follows the manifests: at the start, and after one endpoint has changed.
+"""How soon the data path follows its source: at the start, and after one endpoint has changed.
 
 ``first_sync`` runs from the start of the command until connections to the first, the middle and the last
 Service have each reached their pod; at 1 Service it is the start of the processes. ``endpoint_change``
-runs from the rename of the manifest that moves a Service's only endpoint until the first connection has
+runs from the rename of the manifest (source ``kubernetes``: from the write to the API
+server) that moves a Service's only endpoint until the first connection has
 reached the new one. During the change connections are made one after the other: each must reach the old
 pod or the new one, and after the first at the new one none may come to the old one any more.
 
@@ -15,12 +16,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.api_server import Move
 from bench.bars import NFQPROXY
 from bench.contenders import KubeProxyIptables, KubeProxyNftables
 from bench.contenders.kubeproxy_rules import iptables_rules, nftables_rules
 from bench.observation import Observation, Parameter, Scale
 from bench.proxy_node import ProxyNode, load_rules, proxy_node
-from bench.service_files import ServiceFiles, Source
+from bench.service_files import Change, ServiceFiles, Source, service_name
 from bench.services import BACKEND_PORT, PORT, VIP, Endpoint, ServicePort, table
 from bench.world import NODE_ADDRESS
 from nfqproxy.lab.addresses import PODS4
@@ -65,8 +67,10 @@ class Programming:
 
     def run(self, scale: Scale, progress: Callable[[str], None]) -> list[Observation]:
         """See :class:`bench.observation.Experiment`."""
-        # One big YAML file takes ten times as long to read: only where time is asked for.
-        sources = [one for one in Source if scale.name == "full" or one is not Source.FILE]
+        # One big YAML file takes ten times as long to read, and so does the API server: only where time
+        # is asked for.
+        slow = (Source.FILE, Source.KUBERNETES)
+        sources = [one for one in Source if scale.name == "full" or one not in slow]
         numbers = sorted({scale.services[0], most(scale)})
         chance = random.Random(scale.seed)
         # Every round starts the proxy anew, several times: half as many do.
@@ -123,7 +127,7 @@ def _files(scratch: str, source: Source, services: int, endpoints: int) -> Servi
 def _sync(node: ProxyNode, files: ServiceFiles) -> float:
     """Seconds until all probes are served."""
     files.write(node.pods[0])
-    with node.proxy(files.path) as running:
+    with node.served(files) as server, node.proxy(files.path, server) as running:
         return max(
             running.wait_connected(probe, 0, within_s=_SYNC_LIMIT_S) for probe in files.probes
         )
@@ -138,7 +142,7 @@ def _changes(
     """
     files.write(node.pods[0])
     values = []
-    with node.proxy(files.path) as running:
+    with node.served(files) as server, node.proxy(files.path, server) as running:
         for probe in files.probes:
             running.wait_connected(probe, 0, within_s=_SYNC_LIMIT_S)
         asked = files.probes[-1]
@@ -148,10 +152,14 @@ def _changes(
                 f"change {number} of {rounds}: one endpoint of {files.services * files.endpoints:,} "
                 f"from a {files.source.value}"
             )
-            change = files.prepare_change(node.pods[new], others=node.pods[0])
+            pod = node.pods[new]
+            change: Change | Move = files.prepare_change(pod, others=node.pods[0])
+            if server is not None:
+                change = server.prepare_move(service_name(files.services - 1), pod)
             followed = running.changes()
             change.apply()
             seconds = running.wait_moved(asked, old, new, within_s=_CHANGE_LIMIT_S)
+            change.finish()
             if number:
                 values.append(seconds)
             for _ in range(_AFTERWARDS):

@@ -29,19 +29,26 @@ _DARK = ("#5db4f0", "#ff9a57", "#3fcf9f", "#eea3cd", "#e5c850", "#a5d8ff", "#b5b
 COLOURS = len(_LIGHT)
 
 
-def _palette(colours: Sequence[str]) -> str:
-    return " ".join(f"--c{index}: {colour};" for index, colour in enumerate(colours))
+def _theme(ink: str, faint: str, grid: str, colours: Sequence[str]) -> str:
+    """Plain rules and no custom properties, which viewers of SVG files beside browsers do not know."""
+    rules = [
+        f"svg.plot text {{ fill: {ink}; }}",
+        f"svg.plot text.faint {{ fill: {faint}; }}",
+        f"svg.plot .grid {{ stroke: {grid}; }}",
+        f"svg.plot .spread {{ stroke: {ink}; }}",
+    ]
+    for index, colour in enumerate(colours):
+        rules.append(f"svg.plot .s{index} {{ stroke: {colour}; }}")
+        rules.append(f"svg.plot .f{index} {{ fill: {colour}; }}")
+    return " ".join(rules)
 
 
 STYLE = f"""
-svg.plot {{ --ink: #1b1b1b; --faint: #767676; --grid: #e2e2e2; {_palette(_LIGHT)}
-  font: 12px system-ui, sans-serif; max-width: 100%; height: auto; }}
-@media (prefers-color-scheme: dark) {{
-  svg.plot {{ --ink: #ececec; --faint: #a0a0a0; --grid: #3a3a3a; {_palette(_DARK)} }} }}
-svg.plot text {{ fill: var(--ink); }} svg.plot text.faint {{ fill: var(--faint); }}
+svg.plot {{ font: 12px system-ui, sans-serif; max-width: 100%; height: auto; }}
+{_theme("#1b1b1b", "#767676", "#e2e2e2", _LIGHT)}
+@media (prefers-color-scheme: dark) {{ {_theme("#ececec", "#a0a0a0", "#3a3a3a", _DARK)} }}
 svg.plot text.head {{ font-weight: 600; font-size: 13px; }}
-svg.plot .grid {{ stroke: var(--grid); }} svg.plot .spread {{ stroke: var(--ink); stroke-width: 1.5; }}
-svg.plot .line {{ fill: none; stroke-width: 2; }}
+svg.plot .spread {{ stroke-width: 1.5; }} svg.plot .line {{ fill: none; stroke-width: 2; }}
 """
 
 
@@ -90,10 +97,8 @@ def bars(title: str, unit: str, items: Sequence[Bar]) -> Element:
         words = interval(bar.value, divisor)
         _text(plot, _BAR_LEFT - 8, y + 15, bar.label, anchor="end")
         width = room * bar.value.middle / most
-        fill = f"fill: var(--c{bar.colour % COLOURS})"
-        mark = _add(
-            plot, "rect", x=_BAR_LEFT, y=y + 3, width=width, height=_ROW - 8, rx=2, style=fill
-        )
+        fill = f"f{bar.colour % COLOURS}"
+        mark = _add(plot, "rect", fill, x=_BAR_LEFT, y=y + 3, width=width, height=_ROW - 8, rx=2)
         _add(mark, "title").text = f"{bar.label}: {words} {label}, {bar.value.count} rounds"
         if bar.value.low != bar.value.high:
             low, high = (_BAR_LEFT + room * end / most for end in (bar.value.low, bar.value.high))
@@ -152,18 +157,18 @@ def lines(
     ends: list[tuple[float, Line]] = []
     for one in series:
         points = [(as_x(x), as_y(value.middle / divisor), x, value) for x, value in one.points]
-        colour = f"var(--c{one.colour % COLOURS})"
+        stroke, fill = f"s{one.colour % COLOURS}", f"f{one.colour % COLOURS}"
         _add(
             plot,
             "polyline",
-            "line",
+            f"line {stroke}",
             points=" ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in points),
-            style=f"stroke: {colour}; stroke-dasharray: {_DASHES[one.colour % len(_DASHES)]}",
+            style=f"stroke-dasharray: {_DASHES[one.colour % len(_DASHES)]}",
         )
         for x, y, at, value in points:
             low, high = as_y(value.low / divisor), as_y(value.high / divisor)
-            _add(plot, "line", x1=x, x2=x, y1=low, y2=high, style=f"stroke: {colour}")
-            dot = _add(plot, "circle", cx=x, cy=y, r=3.5, style=f"fill: {colour}")
+            _add(plot, "line", stroke, x1=x, x2=x, y1=low, y2=high)
+            dot = _add(plot, "circle", fill, cx=x, cy=y, r=3.5)
             _add(
                 dot, "title"
             ).text = f"{one.label}, {x_label} {at:g}: {interval(value, divisor)} {label}"
@@ -178,9 +183,8 @@ def _end_labels(plot: Element, ends: Sequence[tuple[float, Line]]) -> None:
     for y, one in sorted(ends, key=lambda each: each[0]):
         at = max(y, free + _LABEL_GAP)
         free = at
-        colour = f"fill: var(--c{one.colour % COLOURS})"
         x = _WIDTH - _RIGHT + 4
-        _add(plot, "rect", x=x, y=at - 4, width=8, height=8, style=colour)
+        _add(plot, "rect", f"f{one.colour % COLOURS}", x=x, y=at - 4, width=8, height=8)
         _text(plot, x + 13, at + 4, one.label)
 
 

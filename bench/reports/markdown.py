@@ -21,16 +21,18 @@ def render(sections: Sequence[Section]) -> str:
     )
 
 
-def body(section: Section) -> str:
-    """A section without its title."""
-    parts = [*section.text, *map(_table, section.tables)]
+def body(section: Section, plots: str = "") -> str:
+    """A section without its title; ``plots``: the directory of its plots as the document sees it."""
+    images = [f"![{name}]({plots}/{name}.svg)" for name, _ in section.plots] if plots else []
+    parts = [*section.text, *images, *map(_table, section.tables)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def insert(sections: Sequence[Section], document: str, path: Path) -> str:
+def insert(sections: Sequence[Section], document: str, path: Path, plots: str = "") -> str:
     """The document with the text between ``<!-- bench:NAME -->`` and ``<!-- /bench:NAME -->`` anew.
 
-    NAME is that of a section. :class:`InputError` if it holds no such place, or one that this result
+    NAME is that of a section. ``plots`` is the directory of the plots, relative to the document; empty:
+    they are not shown. :class:`InputError` if the document holds no such place, or one that this result
     cannot fill; ``path`` is named there.
     """
     by_name = {section.name: section for section in sections}
@@ -51,7 +53,8 @@ def insert(sections: Sequence[Section], document: str, path: Path) -> str:
                 f"{', '.join(by_name)}"
             )
     return _PLACE.sub(
-        lambda match: f"{match['head']}\n{body(by_name[match['name']])}\n{match['tail']}", document
+        lambda match: f"{match['head']}\n{body(by_name[match['name']], plots)}\n{match['tail']}",
+        document,
     )
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nfqproxy.api import admin
+from nfqproxy.app import file_source_of
 from nfqproxy.cli.data_path_options import data_path_options
 from nfqproxy.control.node import detector_gap, node_context
 from nfqproxy.control.table import service_ports
@@ -21,7 +22,6 @@ from nfqproxy.core.explain import Explainer, Explanation, Packet, parse_packet
 from nfqproxy.core.plan_table import plans_for_node
 from nfqproxy.errors import InputError
 from nfqproxy.sources import config as configuration
-from nfqproxy.sources import file as file_source
 from nfqproxy.sources.schema import nearest
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,12 @@ Explain = Callable[[list[Packet]], Iterator[Explanation]]
     multiple=True,
     type=click.Path(),
     help="File or directory of manifests; may be repeated. Without: the running proxy is asked.",
+)
+@click.option(
+    "--iptables-save",
+    multiple=True,
+    metavar="FILE|live",
+    help="In place of manifests: kube-proxy's rules, as for nfqproxy run; may be repeated.",
 )
 @click.option("--node", help="Name of the node the packet is on. Default: this host's.")
 @click.option(
@@ -74,6 +80,7 @@ Explain = Callable[[list[Packet]], Iterator[Explanation]]
 )
 def explain(
     manifests: tuple[str, ...],
+    iptables_save: tuple[str, ...],
     node: str | None,
     config_file: Path | None,
     source: str | None,
@@ -92,16 +99,21 @@ def explain(
     _check_usage(source, destination, packets, output)
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     is_described = bool(config_file or node or given)
-    if manifests:
-        given["manifests"] = manifests
+    sources = {"manifests": manifests, "iptables_save": iptables_save}
+    given |= {name: paths for name, paths in sources.items() if paths}
     config = configuration.from_file_and_flags(config_file, given)
-    if config.manifests:
+    if config.kubeconfig or config.in_cluster:
+        raise InputError(
+            f"{config_file} follows the Kubernetes API, which explain does not ask; give --manifests or"
+            " --iptables-save too, or leave --config out to ask the running proxy"
+        )
+    if config.has_source:
         answers = _offline(config, node)
     elif is_described:
         raise InputError(
             "--node, --node-address, --config, --mode, --data-path, --mark-mask and --cluster-cidr describe a"
-            " node whose Services are missing; give --manifests, or leave them all out to ask the running"
-            " proxy"
+            " node whose Services are missing; give --manifests or --iptables-save, or leave them all out to"
+            " ask the running proxy"
         )
     else:
         answers = _running
@@ -133,7 +145,7 @@ def _offline(config: configuration.ProxyConfig, node_name: str | None) -> Explai
     """Explain by these manifests: the same steps as the proxy takes, without the host."""
     name = node_name or config.hostname_override or socket.gethostname().lower()
     settings = config.node_settings(name)
-    objects = file_source.load([Path(path) for path in config.manifests])
+    objects = file_source_of(config, name).load()
     others = ", ".join(node.name for node in objects.nodes)
     if others and not any(node.name == name for node in objects.nodes):
         log.warning("the manifests have no Node %s, only %s; see --node", name, others)

@@ -27,6 +27,11 @@ _COMMANDS = {
     "cleanup": ("nfqproxy.cli.rules", "cleanup", "Remove all that nfqproxy made on this node."),
     "doctor": ("nfqproxy.cli.doctor", "doctor", "Probe what the host can do and say what to mend."),
     "explain": ("nfqproxy.cli.explain", "explain", "Say what happens to a packet, and why."),
+    "import": (
+        "nfqproxy.cli.import_",
+        "import_",
+        "Print kube-proxy's rules as manifests.",
+    ),
     "status": ("nfqproxy.cli.status", "status", "Show the running proxy."),
     "reconcile": (
         "nfqproxy.cli.reconcile",

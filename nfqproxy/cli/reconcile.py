@@ -25,6 +25,12 @@ _FAILED = 1
     type=click.Path(),
     help="File or directory of manifests to compare with, no proxy asked; may be repeated.",
 )
+@click.option(
+    "--iptables-save",
+    multiple=True,
+    metavar="FILE|live",
+    help="In place of manifests: kube-proxy's rules, as for nfqproxy run; may be repeated.",
+)
 @click.option("--mode", type=click.Choice(configuration.MODES), help="Default: replace.")
 @click.option("--node-name", "hostname_override", help="Name of this node. Default: the host's.")
 @click.option(
@@ -41,12 +47,12 @@ def reconcile(config_file: Path | None, dry_run: bool, output: str, **flags: Any
     Example: nfqproxy reconcile --dry-run
     """
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    if config_file is None and "manifests" not in given:
+    if config_file is None and not {"manifests", "iptables_save"} & given.keys():
         if given:
             name = next(iter(given))
             flag = {"hostname_override": "node-name", "node_addresses": "node-address"}
             raise InputError(
-                f"--{flag.get(name, name)} goes with --manifests or --config;"
+                f"--{flag.get(name, name)} goes with --manifests, --iptables-save or --config;"
                 " without them the running proxy is asked, which knows it"
             )
         document = admin.ask("reconcile", dry_run=dry_run)

@@ -25,13 +25,36 @@ _INTERRUPTED = 130
     type=click.Path(),
     help="File or directory of Service and EndpointSlice manifests, followed; may be repeated.",
 )
+@click.option(
+    "--iptables-save",
+    multiple=True,
+    metavar="FILE|live",
+    help="In place of manifests: what iptables-save printed on this node under kube-proxy, or its rules as"
+    " they are now; may be repeated (ip6tables-save).",
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(),
+    help="In place of manifests: the Kubernetes API that this kubeconfig file names, followed.",
+)
+@click.option(
+    "--in-cluster",
+    is_flag=True,
+    default=None,
+    help="In place of manifests: the Kubernetes API, by the service account of this pod.",
+)
 @click.option("--mode", type=click.Choice(configuration.MODES), help="Default: replace.")
 @data_path_options
 @click.option("--workers", type=int, help="Worker processes, one queue each. Default: 1.")
 @click.option("--reader", type=click.Choice(configuration.READERS), help="Default: netlink.")
 @click.option("--queue", "first_queue", type=int, help="Number of the first queue. Default: 100.")
 @click.option("--queue-length", type=int, help="Packets that may wait per queue. Default: 4096.")
-@click.option("--node-name", "hostname_override", help="Name of this node. Default: the host's.")
+@click.option(
+    "--node-name",
+    "hostname_override",
+    envvar="NODE_NAME",
+    help="Name of this node in the cluster. Default: $NODE_NAME, else the host's name.",
+)
 @click.option(
     "--node-address", "node_addresses", multiple=True, help="Address of this node; repeatable."
 )
@@ -48,11 +71,13 @@ _INTERRUPTED = 130
 def run(config_file: Path | None, once: bool, **flags: Any) -> int:
     """Run the proxy in this network namespace, as root, until SIGTERM or Ctrl-C.
 
-    Flags win over the configuration file. SIGHUP reads the manifests again and puts back what others
+    Flags win over the configuration file. SIGHUP reads manifests or dumps again and puts back what others
     have taken from the kernel's rules and sets. When the proxy stops, the kernel's fallback goes on
     serving; nfqproxy cleanup removes everything.
 
     Example: nfqproxy run --manifests services.yaml --node-name n1 --cluster-cidr 10.244.0.0/16
+
+    Example: nfqproxy run --kubeconfig /etc/nfqproxy/kubeconfig --cluster-cidr 10.244.0.0/16
     """
     config = configuration.from_file_and_flags(config_file, flags)
     try:

@@ -40,7 +40,7 @@ def _show(document: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     if document["source_error"]:
-        console.print(f"[red]the last good manifests serve:[/red] {document['source_error']}")
+        console.print(f"[red]the last good state serves:[/red] {document['source_error']}")
     for port in document.get("health_check_ports", ()):
         if port["error"]:
             console.print(

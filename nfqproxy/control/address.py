@@ -10,6 +10,8 @@ import re
 
 from nfqproxy.model import Family
 
+_BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_CANONICAL_IPV4 = re.compile(rf"(?:{_BYTE}\.){{3}}{_BYTE}")
 _IPV4 = re.compile(r"([0-9]{1,10})\.([0-9]{1,10})\.([0-9]{1,10})\.([0-9]{1,10})")
 
 
@@ -20,6 +22,8 @@ def family_of(address: str) -> Family:
 
 def canonical_ip(text: str) -> str:
     """The canonical form of an IP address; raises ValueError with a clause that fits a sentence."""
+    if _CANONICAL_IPV4.fullmatch(text) is not None:
+        return text  # nearly all, by the quickest way
     parts = _IPV4.fullmatch(text)
     if parts is not None:
         a, b, c, d = map(int, parts.groups())

@@ -12,9 +12,10 @@ from ipaddress import ip_address
 from msgspec.structs import replace
 
 from nfqproxy.doctor.check import Finding, fail, ok, unknown
-from nfqproxy.doctor.program import CAP_SYS_ADMIN, REQUIRED_TOOLS, effective_capabilities
+from nfqproxy.doctor.program import REQUIRED_TOOLS
 from nfqproxy.errors import HostError, KernelError
 from nfqproxy.kernel import commands, host_check, iptables
+from nfqproxy.kernel.capabilities import Capability, lacking
 from nfqproxy.kernel.netns import NamespaceGroup
 from nfqproxy.kernel.queue_socket import QueueSocket
 from nfqproxy.kernel.rule_settings import RuleSettings
@@ -29,7 +30,7 @@ _TRIAL_TIMEOUT_S = 30
 
 def prerequisites(*tools: str) -> Finding | None:
     """Why nothing can be tried in a throw-away namespace; None when it can be."""
-    if os.geteuid() != 0 or not effective_capabilities() >> CAP_SYS_ADMIN & 1:
+    if os.geteuid() != 0 or lacking(Capability.SYS_ADMIN):
         return unknown(
             "not tried: making a network namespace needs root with CAP_SYS_ADMIN",
             "nobody can say yet whether the proxy works here",

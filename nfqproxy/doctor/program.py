@@ -7,27 +7,21 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from nfqproxy.doctor.check import Finding, fail, ok, warn
 from nfqproxy.errors import HostError, NfqproxyError
 from nfqproxy.kernel import commands
+from nfqproxy.kernel.capabilities import Capability, lacking
 
 __all__ = [
     "REQUIRED_TOOLS",
     "TOOLS",
     "capabilities",
-    "effective_capabilities",
     "kernel_version",
     "netfilterqueue",
     "python",
     "tool",
 ]
-
-# include/uapi/linux/capability.h
-CAP_NET_ADMIN = 12
-CAP_NET_RAW = 13
-CAP_SYS_ADMIN = 21
 
 _VERSION = re.compile(r"v?(\d+(?:\.\d+)+)")
 _OLDEST_KERNEL_TRIED = (6, 1)
@@ -45,40 +39,31 @@ TOOLS = {
 """Tool -> Debian package, and what its absence means."""
 
 
-def effective_capabilities() -> int:
-    """The CapEff bits of this process, from /proc/self/status (proc(5))."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
-
-
 def capabilities() -> Finding:
     """Root, with the capabilities that programming the network takes."""
-    bits = effective_capabilities()
     if os.geteuid() != 0:
         return fail(
             f"running as user id {os.geteuid()}",
             "the proxy cannot program the kernel, and most checks below cannot be made",
             "run it as root: sudo nfqproxy doctor",
         )
-    if not bits >> CAP_NET_ADMIN & 1:
+    if lacking(Capability.NET_ADMIN):
         return fail(
             "root, but without CAP_NET_ADMIN",
             "rules, sets, queues and conntrack entries are refused by the kernel",
             "give the container CAP_NET_ADMIN (securityContext.capabilities.add: NET_ADMIN)",
         )
-    lacking = [
-        name
-        for name, bit in (("CAP_NET_RAW", CAP_NET_RAW), ("CAP_SYS_ADMIN", CAP_SYS_ADMIN))
-        if not bits >> bit & 1
-    ]
-    if lacking:
+    if lacking(Capability.NET_RAW):
+        return fail(
+            "root with CAP_NET_ADMIN, but without CAP_NET_RAW",
+            "iptables cannot look at ipsets or legacy tables, so that the queue rules cannot be put in",
+            "give the container CAP_NET_RAW as well (securityContext.capabilities.add: NET_RAW)",
+        )
+    if lacking(Capability.SYS_ADMIN):
         return warn(
-            f"root with CAP_NET_ADMIN, but without {' and '.join(lacking)}",
-            "iptables may be refused (CAP_NET_RAW), and doctor cannot make the network namespaces"
-            " in which it tries things (CAP_SYS_ADMIN)",
-            f"give {' and '.join(lacking)} as well, or run nfqproxy doctor on the host itself",
+            "root with CAP_NET_ADMIN and CAP_NET_RAW, but without CAP_SYS_ADMIN",
+            "the proxy runs, but doctor cannot make the network namespaces in which it tries things",
+            "run nfqproxy doctor on the host itself to have everything tried",
         )
     return ok("root, with CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN")
 

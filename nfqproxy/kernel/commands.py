@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 
 from nfqproxy.errors import HostError, KernelError
+from nfqproxy.kernel.capabilities import Capability, lacking
 
 __all__ = ["PACKAGES", "CommandError", "complete_path", "find", "run"]
 
@@ -118,6 +119,15 @@ def run(argv: Sequence[str], stdin: str = "") -> str:
     # EPERM is also how ipset and nft report a lack of CAP_NET_ADMIN.
     if code in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
         raise HostError(f"{tool} needs root (CAP_NET_ADMIN): {complaint}; run as root")
+    # Without CAP_NET_RAW iptables fails with words of its own ("Can't open socket to ipset").
+    missing = lacking(Capability.NET_ADMIN) if code in (errno.EPERM, errno.EACCES) else []
+    if tool.startswith(("iptables", "ip6tables")):
+        missing += lacking(Capability.NET_RAW)
+    if missing:
+        raise HostError(
+            f"{tool} failed without {' and '.join(missing)}: {complaint}; add it to the capabilities of the"
+            " container (securityContext.capabilities) or systemd unit (CapabilityBoundingSet)"
+        )
     raise CommandError(" ".join(argv), code, stderr, complaint)
 
 

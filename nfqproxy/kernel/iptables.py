@@ -282,17 +282,31 @@ def choose_backend(wanted: IptablesBackend) -> IptablesBackend:
 
 def listings(backend: IptablesBackend) -> Iterator[tuple[str, list[str]]]:
     """Return (command, its lines) for every table of both families that exists."""
+    for argv in _saves(backend):
+        try:
+            yield " ".join(argv), commands.run(argv).splitlines()
+        except KernelError:
+            # A table of that name with content iptables cannot show: not iptables' own.
+            continue
+
+
+def saved(backend: IptablesBackend, only: Container[str]) -> Iterator[tuple[str, str]]:
+    """Return (command, what it prints) for these tables of both families, where they exist.
+
+    Raises KernelError for a table that iptables cannot show.
+    """
+    for argv in _saves(backend):
+        if argv[-1] in only:
+            yield " ".join(argv), commands.run(argv)
+
+
+def _saves(backend: IptablesBackend) -> Iterator[list[str]]:
+    """The commands that print the tables there are, the table's name last."""
     listing = nft.list_chains() if backend is IptablesBackend.NFT else None
     for family in Family:
         save = command(family, backend, "save")
-        if save is None:
-            continue
-        for table in tables(family, backend, listing):
-            try:
-                yield f"{save} -t {table}", commands.run([save, "-t", table]).splitlines()
-            except KernelError:
-                # A table of that name with content iptables cannot show: not iptables' own.
-                continue
+        if save is not None:
+            yield from ([save, "-t", table] for table in tables(family, backend, listing))
 
 
 def is_foreign(line: str) -> bool:

@@ -77,6 +77,26 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Let a short step finish; what would interrupt it comes right after (main thread; else no-op).
+
+    Programs started meanwhile hear signals as always: a handler, unlike SIG_IGN, does not pass to them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[int] = []
+    held = {s: signal.signal(s, lambda number, _frame: noted.append(number)) for s in _ENDS}
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        if noted:
+            signal.raise_signal(noted[0])
+
+
 class ProcessRef(Struct, frozen=True):
     """A process of ours, told apart from a later one with the same pid."""
 

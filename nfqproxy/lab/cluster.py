@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from nfqproxy.api import admin
 from nfqproxy.errors import HostError, InputError, NfqproxyError
 from nfqproxy.kernel.netns import Namespace
-from nfqproxy.kernel.processes import ProcessRef, stop_processes, uninterrupted
+from nfqproxy.kernel.processes import ProcessRef, postponed, stop_processes, uninterrupted
 from nfqproxy.lab import state as states
 from nfqproxy.lab.servers import require_programs, start_dns, start_web
 from nfqproxy.lab.state import LabState
@@ -110,7 +110,7 @@ class Cluster:
         if seed is not None:
             command += ["--seed", str(seed)]
         # Whoever removes the lab must know of it, also in a lab that was not built by this process.
-        with self.proxy_log.open("ab") as log, uninterrupted():
+        with self.proxy_log.open("ab") as log, postponed():
             child = self.node.popen(*command, stderr=log)
             self._record()
         deadline = time.monotonic() + _PROXY_START_S

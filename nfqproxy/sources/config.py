@@ -44,6 +44,14 @@ class DetectLocal(Shape, frozen=True, kw_only=True):
     """detectLocalMode InterfaceNamePrefix: how the names of the pods' interfaces begin."""
 
 
+class ClientConnection(Shape, frozen=True, kw_only=True):
+    """How the API server is reached."""
+
+    kubeconfig: str = ""
+    """Path of a kubeconfig file; empty: the Kubernetes API is not the source of Services, unless inCluster
+    says so."""
+
+
 class ProxyConfig(Shape, frozen=True, kw_only=True):
     """What a proxy needs to know beside its Services. Field names in the file are in camel case."""
 
@@ -53,6 +61,15 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     """replace: be the node proxy; overlay: beside a running kube-proxy."""
     manifests: tuple[str, ...] = ()
     """Files and directories of manifests, relative to the working directory."""
+    iptables_save: tuple[str, ...] = ()
+    """In place of manifests: files with what iptables-save and ip6tables-save print on this node under
+    kube-proxy; live: the node's own rules."""
+    iptables_save_interval_seconds: int = 10
+    """How often the node's own rules are read."""
+    client_connection: ClientConnection | None = None
+    """In place of manifests: the Kubernetes API, by a kubeconfig file."""
+    in_cluster: bool = False
+    """In place of manifests: the Kubernetes API, by the service account of the pod this runs in."""
     hostname_override: str = ""
     """Name of this node in the cluster; empty: the host's name in lower case."""
     node_addresses: tuple[str, ...] = ()
@@ -96,6 +113,16 @@ class ProxyConfig(Shape, frozen=True, kw_only=True):
     def cluster_cidrs(self) -> tuple[str, ...]:
         """The pod networks, one by one."""
         return tuple(cidr.strip() for cidr in self.cluster_cidr.split(",") if cidr.strip())
+
+    @property
+    def kubeconfig(self) -> str:
+        """The kubeconfig file, empty if none is given."""
+        return self.client_connection.kubeconfig if self.client_connection else ""
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it says where Services come from."""
+        return bool(self.manifests or self.kubeconfig or self.in_cluster or self.iptables_save)
 
     @property
     def node_port_networks(self) -> tuple[str, ...] | None:
@@ -157,6 +184,7 @@ def check(config: ProxyConfig) -> ProxyConfig:
         MarkMask(config.mark_mask)
     except ValueError as error:
         raise FieldError("markMask", str(error)) from None
+    _check_source(config)
     one_of("reader", config.reader, READERS)
     one_of("iptables", config.iptables, IPTABLES)
     mode = one_of("detectLocalMode", config.detect_local_mode, DETECTORS)
@@ -166,6 +194,7 @@ def check(config: ProxyConfig) -> ProxyConfig:
     _check_detect_local(Detector(mode), config.detect_local or DetectLocal())
     _within("workers", config.workers, 1, _MAX_WORKERS)
     _within("firstQueue", config.first_queue, 0, _MAX_QUEUE + 1 - config.workers)
+    _within("iptablesSaveIntervalSeconds", config.iptables_save_interval_seconds, 1, 86_400)
     _within("queueLength", config.queue_length, 1, 1 << 20)
     cidrs = []
     for cidr in config.cluster_cidrs:
@@ -183,6 +212,21 @@ def check(config: ProxyConfig) -> ProxyConfig:
         node_addresses=_ips("nodeAddresses", config.node_addresses),
         node_port_addresses=_node_port_addresses(config.node_port_addresses),
     )
+
+
+def _check_source(config: ProxyConfig) -> None:
+    if config.kubeconfig and config.in_cluster:
+        raise FieldError("inCluster", "a kubeconfig file is given too; give one of the two")
+    if config.manifests and (config.kubeconfig or config.in_cluster):
+        raise FieldError(
+            "manifests", "the Kubernetes API is given as the source of Services too; give one"
+        )
+    if config.iptables_save and config.manifests:
+        raise FieldError("iptablesSave", "stands beside manifests; give one of the two")
+    if config.iptables_save and (config.kubeconfig or config.in_cluster):
+        raise FieldError(
+            "iptablesSave", "the Kubernetes API is given as the source of Services too; give one"
+        )
 
 
 def _check_detect_local(mode: Detector, local: DetectLocal) -> None:
@@ -233,6 +277,14 @@ def _node_port_addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
 _FLAGS = {"firstQueue": "queue", "clusterCIDR": "cluster-cidr", "nodeAddresses": "node-address"}
 
 
+_SOURCES: dict[str, Any] = {
+    "manifests": (),
+    "client_connection": None,
+    "in_cluster": False,
+    "iptables_save": (),
+}
+
+
 def from_file_and_flags(file: Path | None, flags: Mapping[str, Any]) -> ProxyConfig:
     """The configuration of a file, if any, with the flags that were given in place of its values.
 
@@ -240,6 +292,11 @@ def from_file_and_flags(file: Path | None, flags: Mapping[str, Any]) -> ProxyCon
     """
     config = load(file) if file else ProxyConfig()
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if kubeconfig := given.pop("kubeconfig", None):
+        given["client_connection"] = ClientConnection(kubeconfig=kubeconfig)
+    if _SOURCES & given.keys():
+        # A source on the command line stands in place of the file's, of whatever kind that is.
+        given = {**_SOURCES, **given}
     return check_flags(msgspec.structs.replace(config, **given))
 
 

@@ -8,14 +8,21 @@ the API server would have defaulted is defaulted here. Every fault is a
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nfqproxy.control.objects import EndpointSlice, KubernetesObject, Node, Service, ServiceCidr
 from nfqproxy.errors import ManifestError
 from nfqproxy.sources.endpointslice import endpoint_slice
 from nfqproxy.sources.fields import Context
+from nfqproxy.sources.manifest import (
+    EndpointSliceManifest,
+    NodeManifest,
+    ServiceCidrManifest,
+    ServiceManifest,
+    Shape,
+)
 from nfqproxy.sources.node import node, service_cidr
-from nfqproxy.sources.schema import FieldError
+from nfqproxy.sources.schema import FieldError, convert
 from nfqproxy.sources.service import service
 
 logger = logging.getLogger(__name__)
@@ -45,7 +52,7 @@ def decode(document: object, context: Context, position: str = "") -> Kubernetes
             )
     assert isinstance(kind, str)
     assert isinstance(api_version, str)
-    reader = _READERS.get(kind)
+    reader = READERS.get(kind)
     group, _, version = api_version.rpartition("/")
     if reader is None or group != reader.group:
         logger.info("%s: %s is not used by the proxy", context.origin, _label(document, position))
@@ -54,7 +61,7 @@ def decode(document: object, context: Context, position: str = "") -> Kubernetes
         if version not in reader.versions:
             known = f"{reader.group}/{reader.versions[0]}".lstrip("/")
             raise FieldError("apiVersion", f'"{api_version}" is not read; write {known}')
-        return reader.read(document, context)
+        return reader.read(convert(document, reader.shape, strict=context.strict), context)
     except FieldError as error:
         raise ManifestError(
             error.problem,
@@ -89,19 +96,26 @@ def _label(document: dict[str, object], position: str) -> str:
     return f"{kind} {namespace if isinstance(namespace, str) and namespace else 'default'}/{name}"
 
 
-class _Reader(NamedTuple):
+class Reader(NamedTuple):
+    """How one kind is read."""
+
     group: str
+    """API group, empty: core."""
     versions: tuple[str, ...]
-    read: Callable[[dict[str, object], Context], KubernetesObject | None]
+    shape: type[Shape]
+    read: Callable[[Any, Context], KubernetesObject | None]
+    """From the shape to the object; None: the proxy has no use for it; raises FieldError."""
 
 
-_READERS = {
-    "Service": _Reader("", ("v1",), service),
-    "EndpointSlice": _Reader("discovery.k8s.io", ("v1",), endpoint_slice),
-    "Node": _Reader("", ("v1",), node),
+READERS = {
+    "Service": Reader("", ("v1",), ServiceManifest, service),
+    "EndpointSlice": Reader("discovery.k8s.io", ("v1",), EndpointSliceManifest, endpoint_slice),
+    "Node": Reader("", ("v1",), NodeManifest, node),
     # The beta of 1.31 and 1.32 had the same fields.
-    "ServiceCIDR": _Reader("networking.k8s.io", ("v1", "v1beta1"), service_cidr),
+    "ServiceCIDR": Reader(
+        "networking.k8s.io", ("v1", "v1beta1"), ServiceCidrManifest, service_cidr
+    ),
 }
 
-KINDS = {kind: (reader.group, reader.versions[0]) for kind, reader in _READERS.items()}
+KINDS = {kind: (reader.group, reader.versions[0]) for kind, reader in READERS.items()}
 """The kinds that are read: name -> API group (empty: core) and version."""

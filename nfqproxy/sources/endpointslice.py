@@ -1,6 +1,7 @@
 """discovery.k8s.io/v1 EndpointSlice: from the API's shape to the object."""
 
 import logging
+import sys
 
 from nfqproxy.control import annotations as names
 from nfqproxy.control.address import canonical_ip, family_of
@@ -8,38 +9,37 @@ from nfqproxy.control.objects import EndpointSlice, SliceEndpoint, SlicePort
 from nfqproxy.model import Family
 from nfqproxy.sources import fields
 from nfqproxy.sources.manifest import EndpointOfSlice, EndpointSliceManifest, ForZone
-from nfqproxy.sources.schema import FieldError, convert, one_of
+from nfqproxy.sources.schema import FieldError, one_of
 
 logger = logging.getLogger(__name__)
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 
-def endpoint_slice(document: dict[str, object], context: fields.Context) -> EndpointSlice | None:
-    """The object of this document, None for addressType FQDN; raises FieldError."""
-    manifest = convert(document, EndpointSliceManifest, strict=context.strict)
+def endpoint_slice(
+    manifest: EndpointSliceManifest, context: fields.Context
+) -> EndpointSlice | None:
+    """The object, None for addressType FQDN; raises FieldError."""
     name, namespace, labels = fields.identity(manifest.metadata, namespaced=True)
     if not manifest.address_type:
         raise FieldError("addressType", "is missing; write IPv4 or IPv6")
     address_type = one_of("addressType", manifest.address_type, ("IPv4", "IPv6", "FQDN"))
     if address_type == "FQDN":
-        logger.info(
-            "%s: EndpointSlice %s/%s is of addressType FQDN, which the proxy does not use",
-            context.origin,
-            namespace,
-            name,
+        context.tell(
+            logger,
+            logging.INFO,
+            f"EndpointSlice {namespace}/{name} is of addressType FQDN, which the proxy does not use",
         )
         return None
     family = Family.IPV4 if address_type == "IPv4" else Family.IPV6
     own = fields.own_annotations(manifest.metadata, names.ON_ENDPOINT_SLICE, strict=context.strict)
     service = labels.get(SERVICE_NAME_LABEL, "")
     if not service:
-        logger.warning(
-            "%s: EndpointSlice %s/%s has no label %s and belongs to no Service",
-            context.origin,
-            namespace,
-            name,
-            SERVICE_NAME_LABEL,
+        context.tell(
+            logger,
+            logging.WARNING,
+            f"EndpointSlice {namespace}/{name} has no label {SERVICE_NAME_LABEL}"
+            " and belongs to no Service",
         )
     return EndpointSlice(
         namespace=namespace,
@@ -67,13 +67,15 @@ def _slice_ports(
         if port.name is None or number == 0:
             # kube-proxy ignores both (SEMANTICS 2.2); a cluster never shows a port without name,
             # because the API server writes an empty one.
-            logger.warning(
-                "%s: EndpointSlice %s: ports[%d] has no %s and is ignored%s",
-                context.origin,
-                slice_name,
-                index,
-                "name" if port.name is None else "port number",
-                '; write name: "" if the Service port has none' if port.name is None else "",
+            context.tell(
+                logger,
+                logging.WARNING,
+                f"EndpointSlice {slice_name}: ports[{index}] has no "
+                + (
+                    'name and is ignored; write name: "" if the Service port has none'
+                    if port.name is None
+                    else "port number and is ignored"
+                ),
             )
             continue
         ports.append(SlicePort(name=port.name, protocol=protocol, port=number))
@@ -91,8 +93,9 @@ def _slice_endpoint(index: int, endpoint: EndpointOfSlice, family: Family) -> Sl
         ready=conditions is None or conditions.ready is not False,
         serving=conditions is None or conditions.serving is not False,
         terminating=conditions is not None and conditions.terminating is True,
-        node=endpoint.node_name or None,
-        zone=endpoint.zone or None,
+        # The same few names again and again: kept once.
+        node=sys.intern(endpoint.node_name) if endpoint.node_name else None,
+        zone=sys.intern(endpoint.zone) if endpoint.zone else None,
         target_name=target.name if target is not None else None,
         zone_hints=_hints(hints.for_zones) if hints is not None else (),
         node_hints=_hints(hints.for_nodes) if hints is not None else (),
@@ -116,5 +119,5 @@ def _ip_of(endpoint: int, index: int, text: str, family: Family) -> str:
             f"{address} is not of the slice's addressType IPv{int(family)}; move it to a slice "
             f"of addressType IPv{10 - int(family)}",
         )
-    fields.check_ordinary(f"endpoints[{endpoint}].addresses[{index}]", address)
+    fields.check_ordinary(lambda: f"endpoints[{endpoint}].addresses[{index}]", address)
     return address

@@ -3,6 +3,7 @@
 Each function takes the field's path for the :class:`~nfqproxy.sources.schema.FieldError` it raises.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
@@ -18,11 +19,12 @@ ValueT = TypeVar("ValueT")
 _PROTOCOLS = {protocol.name: protocol for protocol in Protocol}
 _POLICIES = {policy.value: policy for policy in TrafficPolicy}
 _SPECIAL = {
-    "the unspecified": re.compile(r"0\.0\.0\.0|::").fullmatch,
-    "a loopback": re.compile(r"127\.|::1$").match,
-    "a link-local": re.compile(r"169\.254\.|fe[89ab][0-9a-f]:").match,
-    "a link-local multicast": re.compile(r"224\.0\.0\.|ff02:").match,
+    "the unspecified": r"(?:0\.0\.0\.0|::)$",
+    "a loopback": r"127\.|::1$",
+    "a link-local": r"169\.254\.|fe[89ab][0-9a-f]:",
+    "a link-local multicast": r"224\.0\.0\.|ff02:",
 }
+_IS_SPECIAL = re.compile("|".join(f"({pattern})" for pattern in _SPECIAL.values()))
 _NO_LABELS: Mapping[str, str] = {}
 # RFC 1123 subdomain, which every name of these kinds obeys.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -34,7 +36,17 @@ class Context(NamedTuple):
     origin: str
     """File name, or what stands for it in messages."""
     strict: bool = True
-    """Refuse unknown fields."""
+    """Refuse unknown fields and annotations."""
+    once: set[str] | None = None
+    """What has been told and is not to be told again; None: everything is told."""
+
+    def tell(self, logger: logging.Logger, level: int, sentence: str) -> None:
+        """Log what is odd about an object but no fault."""
+        if self.once is not None:
+            if sentence in self.once:
+                return
+            self.once.add(sentence)
+        logger.log(level, "%s: %s", self.origin, sentence)
 
 
 def identity(
@@ -111,15 +123,17 @@ def ip(path: str, text: str) -> str:
         raise FieldError(path, f"{error}; write an IPv4 or IPv6 address") from None
 
 
-def check_ordinary(path: str, address: str) -> None:
+def check_ordinary(path: Callable[[], str], address: str) -> None:
     """Refuse what the API server refuses for external IPs and endpoints, of which no cluster has any.
 
     (k8s.io/kubernetes/pkg/apis/core/validation: ValidateNonSpecialIP.) Such an address would take the
     node's own loopback or link-local traffic away, or send that of others there. Canonical form.
     """
-    for what, is_it in _SPECIAL.items():
-        if is_it(address):
-            raise FieldError(path, f"{address} is {what} address; write one that is routed")
+    found = _IS_SPECIAL.match(address)
+    if found is not None:
+        assert found.lastindex is not None
+        what = list(_SPECIAL)[found.lastindex - 1]
+        raise FieldError(path(), f"{address} is {what} address; write one that is routed")
 
 
 def addresses(path: str, texts: list[str] | None) -> tuple[str, ...]:

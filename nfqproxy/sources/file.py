@@ -7,7 +7,7 @@ one fault anywhere and the whole new state is refused.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -65,13 +65,7 @@ class Loader:
     @property
     def objects(self) -> Objects:
         """The last good state, sorted by kind and name."""
-        values = [self._found[key] for key in sorted(self._found, key=_order)]
-        return Objects(
-            services=tuple(value for value in values if isinstance(value, Service)),
-            endpoint_slices=tuple(value for value in values if isinstance(value, EndpointSlice)),
-            nodes=tuple(value for value in values if isinstance(value, Node)),
-            service_cidrs=tuple(value for value in values if isinstance(value, ServiceCidr)),
-        )
+        return as_objects(self._found)
 
     def load(self) -> ObjectChange:
         """Look at all files; raises ManifestError."""
@@ -87,10 +81,7 @@ class Loader:
                 f"no {', '.join(KINDS)} in it; give manifests of Services and EndpointSlices",
                 file=", ".join(map(str, self._paths)),
             )
-        change = ObjectChange(
-            upserts=tuple(item for key, item in found.items() if self._found.get(key) != item),
-            removes=tuple(key for key in self._found if key not in found),
-        )
+        change = difference(self._found, found)
         self._known, self._found = known, found
         return change
 
@@ -135,6 +126,27 @@ class Loader:
         return {digest: before.get(digest) or tuple(_objects(file, data))}
 
 
+def as_objects(found: Mapping[ObjectKey, KubernetesObject]) -> Objects:
+    """These objects, sorted by kind and name."""
+    values = [found[key] for key in sorted(found, key=_order)]
+    return Objects(
+        services=tuple(value for value in values if isinstance(value, Service)),
+        endpoint_slices=tuple(value for value in values if isinstance(value, EndpointSlice)),
+        nodes=tuple(value for value in values if isinstance(value, Node)),
+        service_cidrs=tuple(value for value in values if isinstance(value, ServiceCidr)),
+    )
+
+
+def difference(
+    old: Mapping[ObjectKey, KubernetesObject], new: Mapping[ObjectKey, KubernetesObject]
+) -> ObjectChange:
+    """The way from all objects of one moment to all those of a later one."""
+    return ObjectChange(
+        upserts=tuple(item for key, item in new.items() if old.get(key) != item),
+        removes=tuple(key for key in old if key not in new),
+    )
+
+
 def _order(key: ObjectKey) -> tuple[str, str, str]:
     kind, namespace, name = key
     return kind.__name__, namespace, name
@@ -167,6 +179,16 @@ class FileSource:
         self._loader.load()
         self.last_error = None
         return self.objects
+
+    async def start(self) -> Objects:
+        """As :meth:`load`."""
+        return self.load()
+
+    def warn(self, namespace: str, service: str, reason: str, message: str) -> None:
+        """See :class:`nfqproxy.sources.base.Source`; whoever wrote the files reads the log."""
+
+    async def close(self) -> None:
+        """See :class:`nfqproxy.sources.base.Source`; it holds nothing."""
 
     async def reload(self, files: Collection[Path] | None = None) -> ObjectChange:
         """Read the paths again, or of them these files alone; what differs from the last good state.

@@ -3,12 +3,11 @@
 from nfqproxy.control.objects import Node, ServiceCidr
 from nfqproxy.sources import fields
 from nfqproxy.sources.manifest import NodeManifest, ServiceCidrManifest
-from nfqproxy.sources.schema import FieldError, convert
+from nfqproxy.sources.schema import FieldError
 
 
-def node(document: dict[str, object], context: fields.Context) -> Node:
-    """The Node of this document; raises FieldError."""
-    manifest = convert(document, NodeManifest, strict=context.strict)
+def node(manifest: NodeManifest, context: fields.Context) -> Node:
+    """The Node; raises FieldError."""
     name, _, labels = fields.identity(manifest.metadata, namespaced=False)
     spec, status = manifest.spec, manifest.status
     cidrs: tuple[str, ...] = ()
@@ -33,9 +32,8 @@ def node(document: dict[str, object], context: fields.Context) -> Node:
     )
 
 
-def service_cidr(document: dict[str, object], context: fields.Context) -> ServiceCidr:
-    """The ServiceCIDR of this document; raises FieldError."""
-    manifest = convert(document, ServiceCidrManifest, strict=context.strict)
+def service_cidr(manifest: ServiceCidrManifest, context: fields.Context) -> ServiceCidr:
+    """The ServiceCIDR; raises FieldError."""
     name, _, _ = fields.identity(manifest.metadata, namespaced=False)
     cidrs = manifest.spec.cidrs if manifest.spec is not None else None
     if not cidrs:

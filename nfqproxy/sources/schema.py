@@ -34,7 +34,7 @@ def convert(document: dict[str, object], shape: type[ShapeT], *, strict: bool) -
     try:
         return msgspec.convert(document, shape)
     except msgspec.ValidationError as error:
-        raise _plain(str(error)) from None
+        raise plain(error) from None
 
 
 def nearest(name: str, known: tuple[str, ...] | frozenset[str]) -> str:
@@ -117,8 +117,9 @@ _KINDS = {
 _EXPECTED = re.compile(r"Expected `(?P<want>[^`]+)`, got `(?P<got>[^`]+)`")
 
 
-def _plain(message: str) -> FieldError:
-    text, _, where = message.partition(" - at `")
+def plain(error: msgspec.ValidationError) -> FieldError:
+    """What msgspec has found, as the error of a field."""
+    text, _, where = str(error).partition(" - at `")
     # msgspec marks a key at fault as `key in $.a` and a value in a free mapping as `$.a[...]`.
     is_key = where.startswith("key in ")
     path = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")

@@ -8,14 +8,13 @@ from nfqproxy.control.objects import DEFAULT_AFFINITY_TIMEOUT_S, Service, Servic
 from nfqproxy.model import Protocol
 from nfqproxy.sources import fields
 from nfqproxy.sources.manifest import PortOfService, ServiceManifest, ServiceSpec, ServiceStatus
-from nfqproxy.sources.schema import FieldError, convert, one_of
+from nfqproxy.sources.schema import FieldError, one_of
 
 logger = logging.getLogger(__name__)
 
 
-def service(document: dict[str, object], context: fields.Context) -> Service:
-    """The object of this document; raises FieldError."""
-    manifest = convert(document, ServiceManifest, strict=context.strict)
+def service(manifest: ServiceManifest, context: fields.Context) -> Service:
+    """The object; raises FieldError."""
     name, namespace, labels = fields.identity(manifest.metadata, namespaced=True)
     if manifest.spec is None:
         raise FieldError("spec", "is missing; a Service has type, clusterIP and ports there")
@@ -23,11 +22,10 @@ def service(document: dict[str, object], context: fields.Context) -> Service:
     kind = one_of("spec.type", spec.type, ("ClusterIP", "NodePort", "LoadBalancer", "ExternalName"))
     cluster_ips = () if kind == "ExternalName" else _cluster_ips(spec)
     if kind != "ExternalName" and not cluster_ips and not _is_headless(spec):
-        logger.warning(
-            "%s: Service %s/%s has no spec.clusterIP and is left out; give it an address",
-            context.origin,
-            namespace,
-            name,
+        context.tell(
+            logger,
+            logging.WARNING,
+            f"Service {namespace}/{name} has no spec.clusterIP and is left out; give it an address",
         )
     own = fields.own_annotations(manifest.metadata, names.ON_SERVICE, strict=context.strict)
     return Service(
@@ -102,7 +100,7 @@ def _service_ports(ports: list[PortOfService]) -> tuple[ServicePortSpec, ...]:
 def _external_ips(spec: ServiceSpec) -> tuple[str, ...]:
     found = fields.addresses("spec.externalIPs", spec.external_ips)
     for address in found:
-        fields.check_ordinary("spec.externalIPs", address)
+        fields.check_ordinary(lambda: "spec.externalIPs", address)
     return found
 
 
@@ -125,12 +123,11 @@ def _source_ranges(spec: ServiceSpec, service: str, context: fields.Context) -> 
         try:
             ranges.append(canonical_cidr(text.strip()))
         except ValueError as error:
-            logger.warning(
-                "%s: Service %s: spec.loadBalancerSourceRanges[%d]: %s; the entry is ignored",
-                context.origin,
-                service,
-                index,
-                error,
+            context.tell(
+                logger,
+                logging.WARNING,
+                f"Service {service}: spec.loadBalancerSourceRanges[{index}]: {error};"
+                " the entry is ignored",
             )
     return tuple(dict.fromkeys(ranges))
 

@@ -26,8 +26,14 @@ _Place = tuple[str, int]
 class HealthPorts:
     """See the module. All calls from one event loop."""
 
-    def __init__(self, is_proxy_healthy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        is_proxy_healthy: Callable[[], bool],
+        warn: Callable[[HealthPort, str], None] = lambda _port, _sentence: None,
+    ) -> None:
+        """``warn``: told once, besides the log, of a port that cannot be opened."""
         self._is_proxy_healthy = is_proxy_healthy
+        self._warn = warn
         self._ports: tuple[HealthPort, ...] = ()
         # Address and port -> the Service that is answered for there.
         self._owners: dict[_Place, HealthPort] = {}
@@ -94,12 +100,13 @@ class HealthPorts:
     def _complain(self) -> None:
         complaints = {
             f"{port.namespace}/{port.service}: cannot listen on its health-check node port"
-            f" {_text(address, port.port)}: {problem}"
+            f" {_text(address, port.port)}: {problem}": port
             for (port, address), problem in self._errors.items()
         }
-        for complaint in sorted(complaints - self._complaints):
+        for complaint in sorted(complaints.keys() - self._complaints):
             log.error("%s", complaint)
-        self._complaints = complaints
+            self._warn(complaints[complaint], complaint)
+        self._complaints = set(complaints)
 
     def status(self) -> list[dict[str, Any]]:
         """State for the admin socket: one entry per Service and address."""

@@ -127,6 +127,7 @@ def new_entry(
     mark: int | None = None,
     labels: bytes | None = None,
     zone: int | None = None,
+    status: int | None = None,
     exclusive: bool = True,
     ack: bool = False,
 ) -> bytes:
@@ -135,8 +136,9 @@ def new_entry(
     The reply tuple is the plain inverse, the kernel rewrites it from the NAT attributes; an already
     translated one would be accepted and translate nothing. The timeout is mandatory and lives until
     a packet refreshes it. ``exclusive``: EEXIST if the tuple is taken, instead of changing that
-    entry. With one of ``dnat`` and ``snat`` the other direction gets a null binding, so no SNAT or
-    MASQUERADE rule will see the flow.
+    entry (never its NAT; its IPS_* bits to ``status``, which must repeat those it has). With one of
+    ``dnat`` and ``snat`` the other direction gets a null binding, so no SNAT or MASQUERADE rule will
+    see the flow.
     Labels are dropped without an error while no rule of the namespace uses ``-m connlabel``.
     """
     flags = nlmsg.NLM_F_REQUEST | nlmsg.NLM_F_CREATE
@@ -155,6 +157,8 @@ def new_entry(
         body.append(_nat(CTA_NAT_SRC, snat, original))
     if mark is not None:
         body.append(nlmsg.attribute(CTA_MARK, _number(mark, 4, "entry mark")))
+    if status is not None:
+        body.append(nlmsg.attribute(CTA_STATUS, _number(status, 4, "entry status")))
     if labels is not None:
         if len(labels) > _LABELS_MAX or len(labels) % 4:
             raise CodecError(

@@ -1,4 +1,5 @@
-"""Many datagrams by one system call: recvmmsg(2), which Python's socket module does not offer.
+"""Receiving as Python's socket module does not offer it: many datagrams by one recvmmsg(2), and a look without
+an exception.
 
 Each queued packet is a netlink datagram of its own, so that a plain ``recv`` costs one system call and
 one memory allocation a packet. Here one call fills up to N slots of one preallocated buffer.
@@ -9,7 +10,9 @@ import errno
 import os
 from struct import Struct
 
-_MSG_DONTWAIT = 0x40  # linux/socket.h
+# linux/socket.h
+_MSG_PEEK = 0x02
+_MSG_DONTWAIT = 0x40
 
 
 class _IoVector(ctypes.Structure):
@@ -42,6 +45,21 @@ _recvmmsg.argtypes = (
     ctypes.c_void_p,
 )
 _recvmmsg.restype = ctypes.c_int
+
+
+_recv = ctypes.PyDLL(None, use_errno=True).recv
+_recv.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_recv.restype = ctypes.c_ssize_t
+
+
+def next_datagram(descriptor: int) -> int:
+    """0 when a datagram waits, else the errno of looking for one; EAGAIN when none does.
+
+    An exception, as Python's recv makes of "none", costs more than all else of a lone connection's answer.
+    A pending error of the socket is cleared by being told.
+    """
+    found = _recv(descriptor, None, 0, _MSG_DONTWAIT | _MSG_PEEK)
+    return 0 if found >= 0 else ctypes.get_errno()
 
 
 class BatchReceiver:

@@ -6,11 +6,13 @@ request, so that entries need no numbers to be told apart by.
 """
 
 import errno
+import os
 import socket
 from collections.abc import Iterator, Sequence
 
 from nfqproxy.errors import KernelError
 from nfqproxy.wire import ctnetlink, nlmsg
+from nfqproxy.worker.batch_receive import next_datagram
 
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER_BYTES = 4 << 20
@@ -29,6 +31,7 @@ class ConntrackSocket:
         self._socket.bind((0, 0))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
         self._socket.setblocking(False)
+        self._descriptor = self._socket.fileno()
         self._receive = self._socket.recv
         self._send = self._socket.send
         self.overruns = 0
@@ -44,17 +47,13 @@ class ConntrackSocket:
 
     def _answers(self) -> Iterator[nlmsg.Message]:
         """All messages that wait; answers lost to a full buffer are counted."""
-        while True:
-            try:
-                data = self._receive(_ANSWER_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        while (code := next_datagram(self._descriptor)) != errno.EAGAIN:
+            if code == errno.ENOBUFS:
                 self.overruns += 1
                 continue
-            yield from nlmsg.messages(data)
+            if code:
+                raise OSError(code, os.strerror(code))
+            yield from nlmsg.messages(self._receive(_ANSWER_BYTES))
 
     def _failures(self) -> list[tuple[nlmsg.Message, int]]:
         answers = [

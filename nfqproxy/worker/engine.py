@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from nfqproxy.core.dataplane import Dataplane, QueuedPacket
 from nfqproxy.worker.conntrack import ConntrackSocket
 from nfqproxy.worker.data_paths import DataPath
-from nfqproxy.worker.readers import Answer, QueueReader
+from nfqproxy.worker.readers import BATCH, Answer, QueueReader
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class Engine:
             if not packets:
                 return False
             self.handle(packets)
+            if len(packets) < BATCH:
+                break  # no more waited; if more have come, the event loop tells
         return self._reader.holds_packets
 
     def handle(self, packets: Sequence[QueuedPacket]) -> None:

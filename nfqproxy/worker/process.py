@@ -184,8 +184,8 @@ class Worker:
         self._dataplane.put_affinity(message.affinities)
         if not self._is_open:
             # A long-lived table: keep the collector from walking it again and again.
+            # It stays off: the packet path makes no cycles.
             gc.freeze()
-            gc.enable()
             self._reader.queue_socket.set_length(self._configure.queue_length)
             self._is_open = True
         self._send(channel.Applied(message.revision))

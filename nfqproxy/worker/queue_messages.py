@@ -34,12 +34,11 @@ ALIKE_PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 
 _MAX_LAYOUTS = 8
 """Layouts that are remembered: forwarded or from the node, with a mark or without, ..."""
-_LEAST_ALIKE = 4
-"""Fewer messages than this are read one by one: the columns would cost more."""
 
 _FIRST = Struct("=4xH18xI4xQ").unpack_from
 """Type of the message, packet id, arrival."""
 _ID_AT, _ARRIVAL_AT, _FIRST_END = 24, 32, 40
+_ID = Struct(f"={_ID_AT}xI").unpack_from
 _ATTRIBUTE = Struct("=HH").unpack_from
 _LOW = 0 if byteorder == "little" else 1
 """Offset of the low byte of 16 bits."""
@@ -235,6 +234,13 @@ class QueueMessages:
             return _OneLayout(slots, count, layout), ()
         return _OneKind(slots, count, layout, kind), ()
 
+    def last_id(self, packets: Sequence[QueuedPacket]) -> int:
+        """Id of the last of the packets that ``packets`` returned last."""
+        if self._layout is None:
+            return packets[-1][0]
+        packet_id: int = _ID(self._receiver.slots, (self._count - 1) * SLOT_BYTES)[0]
+        return packet_id
+
     def marks(self) -> dict[int, int]:
         """Packet marks of the last ``packets`` by packet id; those that are 0 may be left out."""
         layout = self._layout
@@ -248,8 +254,6 @@ class QueueMessages:
         }
 
     def _find_layout(self, count: int) -> _Layout | None:
-        if count < _LEAST_ALIKE:
-            return None
         for layout in self._layouts:
             if layout.fit(self._receiver.slots, count):
                 if layout is not self._layouts[0]:

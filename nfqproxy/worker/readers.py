@@ -140,7 +140,8 @@ class NetlinkReader:
         """See QueueReader."""
         marks, dropped = answer.marks, answer.dropped
         if not dropped and not marks:
-            self._send(self._accept_up_to + packets[-1][0].to_bytes(4, byteorder))
+            last_id = self._messages.last_id(packets)
+            self._send(self._accept_up_to + last_id.to_bytes(4, byteorder))
             return
         pack, accept, header = self._pack_marked, self._accept, self._mark_header
         if not dropped and len(marks) == len(packets):

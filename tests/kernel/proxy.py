@@ -68,7 +68,11 @@ def run_cli(
 
 
 class Proxy:
-    """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows."""
+    """``nfqproxy run`` in ``namespace``, with ``objects`` in one manifest file that it follows.
+
+    ``source``: flags that say where its Services come from instead. With ``kubeconfig`` it follows the API
+    server named there, which is to serve the manifest file.
+    """
 
     def __init__(
         self,
@@ -81,8 +85,11 @@ class Proxy:
         data_path: str = "ctnetlink",
         mode: str = "replace",
         workers: int = 1,
+        source: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         program: Sequence[str] = ("-m", "nfqproxy"),
+        before: Sequence[str] = (),
+        kubeconfig: Path | None = None,
     ) -> None:
         self.namespace = namespace
         self._directory = tempfile.TemporaryDirectory(prefix="nfqproxy-test-")
@@ -90,11 +97,16 @@ class Proxy:
         self._python = Path(self._directory.name, "python")
         self._python.symlink_to(sys.executable)
         self._program = program
+        # A command that becomes the one it is given, such as setpriv.
+        self._before = before
         self._env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})}
         self._log = Path(self._directory.name, "log")
         self.manifest = Path(self._directory.name, "services.json")
         self.write(objects)
-        self._arguments = ["run", "--manifests", str(self.manifest), "--node-name", node_name]
+        source = source or ("--manifests", str(self.manifest))
+        if kubeconfig is not None:
+            source = ("--kubeconfig", str(kubeconfig))
+        self._arguments = ["run", *source, "--node-name", node_name]
         if cluster_cidr:
             self._arguments += ["--cluster-cidr", cluster_cidr]
         self._queue_table = "raw" if data_path == "ctnetlink" else "mangle"
@@ -138,6 +150,7 @@ class Proxy:
         assert self._process is None or self._process.poll() is not None, "it runs already"
         with self._log.open("ab") as log:
             self._process = self.namespace.popen(
+                *self._before,
                 str(self._python),
                 *self._program,
                 *self._arguments,

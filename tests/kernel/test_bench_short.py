@@ -32,7 +32,7 @@ FLOWS = {"rate": "1/s", "path_cpu": "us", "worker_cpu": "us"}
 # Of each experiment: who takes part, the metrics with their units, and what is varied.
 YIELDS: dict[str, tuple[set[str], dict[str, str], dict[str, set[object]]]] = {
     "connections": (
-        KERNEL | WORKERS | {"mark", "netfilterqueue"},
+        KERNEL | WORKERS | {"mark", "overlay", "netfilterqueue"},
         FLOWS,
         {"services": set(SHORT.services)},
     ),
@@ -82,7 +82,11 @@ YIELDS: dict[str, tuple[set[str], dict[str, str], dict[str, set[object]]]] = {
     "memory": (
         {"nfqproxy"},
         {f"{who}_{what}": "bytes" for who in ("supervisor", "worker") for what in ("rss", "peak")},
-        {"services": set(SHORT.services), "endpoints": {3, MOST * 3}},
+        {
+            "services": set(SHORT.services),
+            "endpoints": {3, MOST * 3},
+            "source": {"directory"},
+        },
     ),
 }
 # Who has no such metric.

@@ -91,8 +91,10 @@ def test_proxy_is_measured_against_the_reference() -> None:
     by_name = {summary["contender"]: summary for summary in json.loads(done.stdout)["summary"]}
     ratio = by_name["netlink"]["worker_us"]["median"] / by_name["c"]["worker_us"]["median"]
     assert by_name["netlink"]["ratio_to_c"]["median"] == pytest.approx(ratio)
-    # The supervisor is a process of its own and did not handle the packets.
-    assert by_name["netlink"]["supervisor_us"]["median"] < by_name["netlink"]["worker_us"]["median"]
+    # The supervisor is a process of its own and did not handle the packets; it may not have run at all.
+    supervisor = by_name["netlink"]["supervisor_us"]
+    if supervisor is not None:
+        assert supervisor["median"] < by_name["netlink"]["worker_us"]["median"]
 
 
 def test_text_is_a_table_of_the_contenders() -> None:

@@ -192,7 +192,7 @@ def test_a_broken_manifest_leaves_the_last_good_state(cluster: Topology) -> None
             assert set(who_answers(cluster, VIP4, 10)) == {one}
         shown = run_cli(node, "status")
         assert shown.returncode == 0
-        assert "the last good manifests serve" in shown.stdout
+        assert "the last good state serves" in shown.stdout
         assert "spec.ports[0].port" in shown.stdout
         assert proxy.log.count("spec.ports[0].port") == 1
         # The fault is mended by other contents, ...

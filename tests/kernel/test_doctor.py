@@ -405,6 +405,15 @@ def test_root_without_the_right_over_the_network(doctor: Doctor) -> None:
     assert checks["self-test"]["status"] != "ok"
 
 
+def test_root_without_raw_sockets(doctor: Doctor) -> None:
+    checks = doctor.report(code=3, before=("setpriv", "--bounding-set=-net_raw"))
+    assert checks["privileges"]["status"] == "fail"
+    assert "CAP_NET_RAW" in checks["privileges"]["found"]
+    # It is no invention: the rules do not load.
+    assert checks["rules"]["status"] == "fail"
+    assert "CAP_NET_RAW" in checks["rules"]["found"]
+
+
 def test_a_container_that_cannot_make_namespaces(doctor: Doctor) -> None:
     checks = doctor.report(code=3, before=("setpriv", "--bounding-set=-sys_admin"))
     assert but_ok(checks) == {

@@ -22,6 +22,8 @@ from tests.kernel.lab_process import LAB, Running, lab, namespaces
 from tests.kernel.proxy import DATA_PATHS
 
 SMALL = ["--connections", "600", "--queries", "600"]
+# So that a run cannot end before a signal reaches it, however busy the machine.
+LONG = ["--connections", "20000", "--queries", "20000"]
 
 
 @pytest.fixture
@@ -116,9 +118,9 @@ REFUSALS = ["run", "services", "--step", "6"]
     [
         ("network:", signal.SIGINT, SMALL),
         ("servers:", signal.SIGINT, SMALL),
-        ("proxy:", signal.SIGINT, SMALL),
-        ("proxy:", signal.SIGTERM, SMALL),
-        ("SIGKILL to worker", signal.SIGINT, SMALL),
+        ("proxy:", signal.SIGINT, LONG),
+        ("proxy:", signal.SIGTERM, LONG),
+        ("SIGKILL to worker", signal.SIGINT, LONG),
         ("network:", signal.SIGINT, REFUSALS),
         ("step 6:", signal.SIGINT, REFUSALS),
         # While the scenario has killed the proxy, before it has started another.

@@ -79,8 +79,9 @@ class Ask:
         return " ".join(asker.call(lambda: probe(key, (source, number))).split()[:2])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ask() -> Ask:
+    """One for all tests: entries of the flows of one outlive it."""
     return Ask()
 
 

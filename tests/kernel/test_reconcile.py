@@ -500,7 +500,7 @@ def test_reconcile_says_what_is_wrong(cluster: Topology, tmp_path: Path) -> None
     assert "no nfqproxy runs in this network namespace" in done.stderr
     done = run_cli(node, "reconcile", "--node-name", "n1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--node-name goes with --manifests or --config" in done.stderr
+    assert "--node-name goes with --manifests, --iptables-save or --config" in done.stderr
     status, out, err = _offline(node, tmp_path / "absent.yaml")
     assert (status, out) == (2, "")
     assert "absent.yaml" in err

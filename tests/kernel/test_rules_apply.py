@@ -112,7 +112,9 @@ def test_foreign_rules_survive_byte_for_byte(node: str, backend: IptablesBackend
     assert inside(node, work) is backend, "auto follows the rules that are there"
     raw = sh(node, f"iptables-{backend.value}-save", "-t", "raw").splitlines()
     jumps = [line.split()[-1] for line in raw if line.startswith("-A PREROUTING")]
-    assert jumps == ["cali-PREROUTING", "NFQPROXY-QUEUE"], "Calico's checks come first"
+    assert jumps == ["cali-PREROUTING", "NFQPROXY-QUEUE", "NFQPROXY-QUEUE"], (
+        "Calico's checks come first"
+    )
     inside(node, node_rules.cleanup)
     assert state(node) == before
 

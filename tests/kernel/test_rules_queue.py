@@ -1,5 +1,6 @@
 """What is queued, what keeps conntrack and NAT at work, and the set of known UDP flows."""
 
+import re
 import socket
 from collections.abc import Iterator
 
@@ -133,6 +134,26 @@ def test_an_untranslated_udp_flow_is_queued_every_time(lab: Cluster) -> None:
 
     inside(lab.names["client"], talk)
     assert inside(lab.node, rule_counters)[Family.IPV4, Protocol.UDP] == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_a_tcp_connection_the_syn_alone_jumps(lab: Cluster, backend: IptablesBackend) -> None:
+    """Packets of connections leave raw and mangle in the built-in chains; datagrams jump each time."""
+    steer(lab, RuleSettings(iptables=backend), Protocol.TCP, Protocol.UDP)
+
+    def jumped() -> int:
+        listing = "".join(
+            sh(lab.node, f"iptables-{backend.value}", "-t", table, "-S", "PREROUTING", "-v")
+            for table in ("raw", "mangle")
+        )
+        return sum(int(n) for n in re.findall(r"-c (\d+) \d+ -j NFQPROXY-", listing))
+
+    assert jumped() == 0
+    assert lab.ask("client", Protocol.TCP, VIP[Family.IPV4], 80).startswith("b1")
+    # The pod answers by SYN and ACK at once, which is no first packet either.
+    assert jumped() == 1
+    assert lab.ask("client", Protocol.UDP, VIP[Family.IPV4], 80).startswith("b1")
+    assert jumped() == 5, "there and back, in raw and in mangle"
 
 
 def test_only_the_first_packet_of_a_tcp_connection_is_queued(lab: Cluster) -> None:

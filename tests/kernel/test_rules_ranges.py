@@ -1,10 +1,10 @@
-"""Source ranges of load-balancer addresses, checked by the kernel before any translation."""
+"""Source ranges of load-balancer addresses, checked by the kernel whoever translates."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from nfqproxy.model import Family, FrontendKey, FrontendKind, FrontendPlan, Protocol
+from nfqproxy.model import Backend, Family, FrontendKey, FrontendKind, FrontendPlan, Protocol
 
 from .probes import REFUSED, SILENCE
 from .rules_fixtures import (
@@ -19,6 +19,7 @@ from .rules_fixtures import (
     cluster,
     counted,
     empty,
+    gateway,
     inside,
     plan,
     pod_address,
@@ -148,3 +149,62 @@ def test_a_workers_entry_opens_nothing(lab: Cluster, family: Family, protocol: P
             "--dst-nat", target, *state,
         )  # fmt: skip
         assert lab.probe("client", key, (CLIENT_IP[family], port)) == expected
+
+
+@every_family
+def test_it_is_asked_what_the_client_was(lab: Cluster, family: Family) -> None:
+    """A process of the node to a socket of the node is looked at twice, the second time masqueraded."""
+    own, other = gateway(family, 1), gateway(family, 2)
+    lab.servers.add(lab.node, "host", own, 8081)
+    key = FrontendKey(Protocol.TCP, LB_IP[family], 80)
+    length = 32 if family is Family.IPV4 else 128
+    serve(
+        lab,
+        plan(
+            key,
+            [Backend(address=own, port=8081)],
+            kind=LB,
+            masquerade=(True, True, True),
+            ranges=(f"{other}/{length}",),
+        ),
+    )
+    answer = lab.probe("node", key, (other, 40003))
+    assert answer.startswith("host ")
+    assert answer != f"host {other}", "masqueraded"
+    assert lab.probe("node", key, (own, 40004)) == SILENCE
+
+
+@every_family
+def test_a_backend_that_is_given_itself_is_asked_as_well(lab: Cluster, family: Family) -> None:
+    key = FrontendKey(Protocol.TCP, LB_IP[family], 80)
+    for ranges, expected in (
+        (PODS[family], f"b1 {gateway(family, 1)}"),
+        (CLIENTS[family], SILENCE),
+    ):
+        serve(lab, plan(key, backends(family, 1), kind=LB, ranges=(ranges,)))
+        assert lab.probe("b1", key) == expected
+
+
+@every_family
+def test_a_neighbours_translation_opens_nothing(lab: Cluster, family: Family) -> None:
+    """With its own rule ahead of the fallback, as a kube-proxy of before may have left."""
+    key = FrontendKey(Protocol.TCP, LB_IP[family], 80)
+    ip = "ip" if family is Family.IPV4 else "ip6"
+    target = pod_address(family, 3)
+    target = f"[{target}]:8080" if family is Family.IPV6 else f"{target}:8080"
+    serve(lab, guarded(key, PODS[family]))
+    rules = "".join(
+        f"chain {hook} {{ type nat hook {hook} priority -120;"
+        f" {ip} daddr {key.address} tcp dport 80 dnat to {target}; }}\n"
+        for hook in ("prerouting", "output")
+    )
+    sh(lab.node, "nft", "-f", "-", stdin=f"table {ip} neighbour {{\n{rules}}}\n")
+    try:
+        answers = lab.probes(ROLES, key)
+    finally:
+        sh(lab.node, "nft", "delete", "table", ip, "neighbour")
+    assert answers == {
+        ("client", str(key)): SILENCE,
+        ("node", str(key)): SILENCE,
+        ("b1", str(key)): f"b3 {pod_address(family, 1)}",
+    }

@@ -33,7 +33,7 @@ QUEUE = frozenset(
 TOLD = QUEUE | {
     *("prerouting", "output", "postrouting"),
     *("slot-count", "slot-count-pod", "slot-count-node", "slot-count-external"),
-    *("guard-prerouting", "guarded", "allowed-sources"),
+    *("check-source", "guarded", "allowed-sources"),
     *(
         "refuse-input",
         "refuse-forward",

@@ -11,30 +11,13 @@ from pathlib import Path
 import pytest
 
 from nfqproxy import __version__
-from nfqproxy.cli import main as command_line
 from nfqproxy.errors import HostError, KernelError, ManifestError, NfqproxyError
 
 RunCli = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
-    """``cli("rules", "render")``: exit status, stdout and stderr of the command in this process."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nfqproxy", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            command_line.main()
-        said = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, said.out, said.err
-
-    return run
-
-
 VERBS = (
     *("run", "lab", "rules", "rules render", "rules apply", "cleanup", "doctor", "status"),
-    *("reconcile", "lab up", "lab run", "lab run spread", "lab run services", "lab down"),
+    *("import", "reconcile", "lab up", "lab run", "lab run spread", "lab run services", "lab down"),
 )
 
 
@@ -73,7 +56,7 @@ def test_version(cli: RunCli) -> None:
         (["clean"], "No such command 'clean'. Did you mean 'cleanup'?"),
         (
             ["frobnicate"],
-            "There are run, lab, rules, cleanup, doctor, explain, status, reconcile, bench.",
+            "There are run, lab, rules, cleanup, doctor, explain, import, status, reconcile, bench.",
         ),
         (["run", "--manifest"], "--manifest"),
         (["run", "--nonsense"], "--nonsense"),
@@ -220,7 +203,7 @@ def test_status_prints_the_document_as_it_is(cli: RunCli, monkeypatch: pytest.Mo
         "markMask, now 0x7",
         "0 packets marked",
         "revision 3",
-        "the last good manifests serve: a.yaml: is empty",
+        "the last good state serves: a.yaml: is empty",
         "queue 100: worker 8 (netlink), not ready",
         "reused 5",
         "1 restarts, the last because process 6 ended with signal 9",

@@ -40,7 +40,11 @@ def test_the_collector_does_not_walk_the_tables(value):
     ("module", "unwanted"),
     [
         # What only some commands or some Services need.
-        ("nfqproxy.cli.run", ("aiohttp", "rich", "nfqproxy.core.explain", "nfqproxy.lab")),
+        (
+            "nfqproxy.cli.run",
+            ("aiohttp", "kubernetes", "rich", "nfqproxy.core.explain", "nfqproxy.lab"),
+        ),
+        ("nfqproxy.sources.kubernetes.source", ("aiohttp", "kubernetes")),
         ("nfqproxy.worker.process", ("nfqproxy.kernel.commands", "nfqproxy.kernel.rule_text")),
     ],
 )

@@ -45,9 +45,9 @@ def outside_source_ranges(
     packet: Packet, origin: Origin, plan: FrontendPlan, *, is_overlay: bool
 ) -> Steps:
     """The source is not among those that may connect."""
-    hook = origin.hook
+    hook = "OUTPUT" if origin.is_sent_here else "INPUT or FORWARD"
     guard = (
-        f"nft {_table(packet)} guard-{hook.lower()}, before the NAT: {_key(packet)} is in guarded,"
+        f"nft {_table(packet)} check-source, by the original destination: {_key(packet)} is in guarded,"
         f" {packet.source} is not in allowed-sources -> drop"
     )
     silence = "reply: none; the client tries again until its time-out"
@@ -203,7 +203,7 @@ def _queued(packet: Packet, origin: Origin, plan: FrontendPlan) -> Steps:
     if protocol is Protocol.UDP:
         flow = f", and its flow is not yet in nfqproxy-flows-{family}"
     return (
-        f"raw {origin.hook}: the last rule jumps to NFQPROXY-QUEUE, which takes {_NEW[protocol]}",
+        f"raw {origin.hook}: the last rules jump to NFQPROXY-QUEUE, which takes {_NEW[protocol]}",
         f"raw {origin.hook}: {_member(packet)} is in nfqproxy-frontends-{family}{flow} -> queue",
     )
 

@@ -269,6 +269,11 @@ def test_marked_places_of_a_document_are_filled_and_filled_again(whole: Result) 
     assert "Words stay." in once
     assert "More words." in once
     assert markdown.insert(sections, once, Path("doc.md")) == once
+    shown = markdown.insert(sections, once, Path("doc.md"), "plots")
+    [bulk] = [section for section in sections if section.name == "bulk"]
+    assert bulk.plots
+    for name, _ in bulk.plots:
+        assert f"![{name}](plots/{name}.svg)" in shown
 
 
 @pytest.mark.parametrize(

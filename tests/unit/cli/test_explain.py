@@ -147,7 +147,7 @@ def test_wrong_usage(cli: RunCli, arguments: list[str], problem: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--node", "n1", *POD], "give --manifests, or leave them all out"),
+        (["--node", "n1", *POD], "give --manifests or --iptables-save, or leave them all out"),
         (["--manifests", "/nowhere.yaml", *POD], "/nowhere.yaml"),
         (["--manifests", "MANIFESTS", "--cluster-cidr", "x", *POD], "--cluster-cidr: "),
         (["--manifests", "MANIFESTS", "--node-address", "x", *POD], "--node-address: "),

@@ -110,7 +110,7 @@ def test_the_way_of_a_forwarded_connection() -> None:
         "without a worker",
     ]
     assert lines(answer, "raw PREROUTING") == [
-        "the last rule jumps to NFQPROXY-QUEUE, which takes SYNs (-p tcp --syn)",
+        "the last rules jump to NFQPROXY-QUEUE, which takes SYNs (-p tcp --syn)",
         "10.96.0.10,tcp:80 is in nfqproxy-frontends-4 -> queue",
     ]
     assert (

@@ -7,13 +7,19 @@ import pytest
 
 START = """
 import signal, sys, time, weakref
-from nfqproxy.kernel.processes import interrupts, uninterrupted
+from nfqproxy.kernel.processes import interrupts, postponed, uninterrupted
 
 class Gone:
     pass
 
 def ask(*_):
     signal.raise_signal(signal.{name})
+
+def step():
+    with postponed():
+        ask()
+        print(1)
+    print(2)
 
 try:
     with interrupts():
@@ -45,6 +51,11 @@ def test_a_signal_ends_the_block_wherever_it_comes(name: str, block: str) -> Non
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGALRM"])
 def test_a_clean_up_is_not_interrupted(name: str) -> None:
     assert outcome("exec('with uninterrupted(): ask()')", name) == ("went on\n", "")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_step_is_finished_before_a_signal_ends_the_block(name: str) -> None:
+    assert outcome("step()", name) == ("1\ninterrupted\n", "")
 
 
 def test_what_else_is_dropped_is_told_as_ever() -> None:

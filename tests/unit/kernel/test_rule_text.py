@@ -14,15 +14,18 @@ from nfqproxy.model import DataPath, Family
 GOLDEN_IPTABLES = """\
 *mangle
 :NFQPROXY-FLOWS - [0:0]
--I PREROUTING 1 ! -i lo -p udp -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
+-I PREROUTING 1 -p udp -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
 -I OUTPUT 1 -p udp -m comment --comment "nfqproxy" -j NFQPROXY-FLOWS
--A NFQPROXY-FLOWS -p udp -m set --match-set nfqproxy-frontends-4 dst,dst -m conntrack \
+-A NFQPROXY-FLOWS ! -i lo -p udp -m set --match-set nfqproxy-frontends-4 dst,dst -m conntrack \
 --ctstate DNAT,ESTABLISHED --ctdir ORIGINAL -j SET --add-set nfqproxy-flows-4 src,src,dst --exist
 COMMIT
 *raw
 :NFQPROXY-QUEUE - [0:0]
--A PREROUTING ! -i lo -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
--A OUTPUT -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A PREROUTING -p tcp -m tcp --syn -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A PREROUTING ! -p tcp -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A OUTPUT -p tcp -m tcp --syn -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A OUTPUT ! -p tcp -m comment --comment "nfqproxy" -j NFQPROXY-QUEUE
+-A NFQPROXY-QUEUE -i lo -j RETURN
 -A NFQPROXY-QUEUE -p tcp -m tcp --syn -m set --match-set nfqproxy-frontends-4 dst,dst \
 -m conntrack ! --ctstate UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
 -A NFQPROXY-QUEUE -p udp -m set --match-set nfqproxy-frontends-4 dst,dst \
@@ -110,19 +113,19 @@ def test_detectors_are_asked_before_the_node() -> None:
     ]
 
 
-def test_refusals_stand_behind_nat_and_guards_before_it() -> None:
+def test_refusals_and_guards_stand_behind_nat() -> None:
     text = render(RuleSettings(families=(Family.IPV6,))).nft
     hooks = dict(re.findall(r"chain (\S+) \{\n\t\ttype filter hook (.*?); policy accept", text))
     assert hooks == {
-        "guard-prerouting": "prerouting priority dstnat - 10",
-        "guard-output": "output priority -110",
         "refuse-input": "input priority -110",
         "refuse-forward": "forward priority -110",
         "refuse-output": "output priority -90",
     }
     for name in ("refuse-input", "refuse-forward", "refuse-output"):
         (_, rule) = chain(text, name)
-        assert rule.startswith("ct state new ct status & dnat == 0 goto ")
+        assert rule.startswith("ct state new goto refuse-"), "one look for established connections"
+    for name in ("refuse-frontend", "refuse-address"):
+        assert chain(text, name)[:2] == ["jump check-source", "ct status & dnat != 0 return"]
     assert "reject with icmpv6 type port-unreachable" in text
     assert "tcp reset" not in text
 
@@ -166,8 +169,8 @@ def test_comments_and_removals_find_their_place() -> None:
         comments={("raw", "OUTPUT"): "made"},
         before={"mangle": ["-D PREROUTING -j NFQPROXY-OLD", "-X NFQPROXY-OLD"]},
     )
-    assert text.count('--comment "made"') == 1
-    assert '-A OUTPUT -m comment --comment "made" -j NFQPROXY-QUEUE' in text
+    assert text.count('--comment "made"') == 2
+    assert '-A OUTPUT ! -p tcp -m comment --comment "made" -j NFQPROXY-QUEUE' in text
     assert text.index("-X NFQPROXY-OLD") < text.index("-I PREROUTING") < text.index("*raw")
 
 

@@ -97,6 +97,9 @@ def test_node_ports_on_the_primary_addresses(write: Any, text: str) -> None:
         ("nodePortAddresses: [10.0.0.0/33]", "nodePortAddresses[0]", "is no network"),
         ("nodePortAddresses: [eth0]", "nodePortAddresses[0]", "is no network"),
         ("clusterCIDR: 10.244.0.0", "clusterCIDR", "is no network"),
+        ("inCluster: true\nmanifests: [a.yaml]", "manifests", "give one"),
+        ("inCluster: true\nclientConnection: {kubeconfig: k}", "inCluster", "give one"),
+        ("clientConnection: {kubeConfig: k}", "clientConnection.kubeConfig", '"kubeconfig"?'),
     ],
 )
 def test_errors_name_the_field(write: Any, text: str, where: str, problem: str) -> None:
@@ -104,6 +107,26 @@ def test_errors_name_the_field(write: Any, text: str, where: str, problem: str) 
         load(write, text)
     assert caught.value.field == where
     assert problem in str(caught.value)
+
+
+def test_a_source_on_the_command_line_stands_for_that_of_the_file(write: Any) -> None:
+    file = write("config.yaml", "clientConnection: {kubeconfig: of-the-file}\nworkers: 2")
+    flags: dict[str, Any] = {"manifests": (), "kubeconfig": None, "in_cluster": None}
+    assert config.from_file_and_flags(file, flags).kubeconfig == "of-the-file"
+    found = config.from_file_and_flags(file, {**flags, "kubeconfig": "of-the-flag"})
+    assert found.kubeconfig == "of-the-flag"
+    found = config.from_file_and_flags(file, {**flags, "manifests": ("a.yaml",)})
+    assert (found.manifests, found.kubeconfig, found.workers) == (("a.yaml",), "", 2)
+    found = config.from_file_and_flags(file, {**flags, "in_cluster": True})
+    assert found.in_cluster
+    assert not found.kubeconfig
+
+
+def test_two_sources_on_the_command_line() -> None:
+    with pytest.raises(InputError, match=r"^--manifests: the Kubernetes API is given"):
+        config.from_file_and_flags(None, {"manifests": ("a.yaml",), "kubeconfig": "k"})
+    with pytest.raises(InputError, match=r"^--in-cluster: a kubeconfig file is given too"):
+        config.from_file_and_flags(None, {"in_cluster": True, "kubeconfig": "k"})
 
 
 def test_errors_of_flags_name_the_flag() -> None:

@@ -80,6 +80,7 @@ def test_new_entry_bytes() -> None:
     mark=st.none() | st.integers(0, 0xFFFFFFFF),
     labels=st.none() | st.sampled_from((4, 8, 12, 16)).map(lambda size: b"\x81" * size),
     zone=st.none() | st.integers(0, 0xFFFF),
+    status=st.none() | st.integers(0, 0xFFFFFFFF),
     with_dnat=st.booleans(),
     with_snat=st.booleans(),
     exclusive=st.booleans(),
@@ -92,6 +93,7 @@ def test_new_entry_round_trip(
     mark: int | None,
     labels: bytes | None,
     zone: int | None,
+    status: int | None,
     with_dnat: bool,
     with_snat: bool,
     exclusive: bool,
@@ -107,6 +109,7 @@ def test_new_entry_round_trip(
         mark=mark,
         labels=labels,
         zone=zone,
+        status=status,
         exclusive=exclusive,
         ack=ack,
     )
@@ -124,6 +127,7 @@ def test_new_entry_round_trip(
         *([ctnetlink.CTA_NAT_DST] if with_dnat else []),
         *([ctnetlink.CTA_NAT_SRC] if with_snat else []),
         *([ctnetlink.CTA_MARK] if mark is not None else []),
+        *([ctnetlink.CTA_STATUS] if status is not None else []),
         *([ctnetlink.CTA_LABELS] if labels is not None else []),
         *([ctnetlink.CTA_ZONE] if zone is not None else []),
     ]
@@ -139,6 +143,7 @@ def test_new_entry_round_trip(
             )
             assert not children
     got = ctnetlink.parse_entry(message.payload)
+    assert got.status == (status or 0)
     assert (got.original, got.reply) == (original, original.inverse())
     assert (got.timeout_s, got.mark, got.labels, got.zone) == (
         timeout_s,
