@@ -219,7 +219,8 @@ async def test_a_restart_cuts_everything_and_forgets(api: Api, server: ApiServer
         await to_the_end(api, start, lambda: api.create("services", service("a")))
     await until(lambda: not server.is_restarting)
     assert server.port == port
-    found = await api.call("GET", api.path("services"), watch=1, resourceVersion=start)
+    asked = {"watch": 1, "resourceVersion": start, "timeoutSeconds": 5}
+    found = await api.call("GET", api.path("services"), **asked)
     assert found.body["object"]["code"] == 410
     assert names(await api.list("services")) == ["a"]
 

@@ -101,12 +101,14 @@ async def test_a_continue_token_goes_with_no_version(api: Api) -> None:
 
 
 async def test_an_exact_version_shows_the_past(api: Api) -> None:
-    await api.create("services", service("a"))
-    before = version(await api.list("services"))
+    made = await api.create("services", service("a", x="1"))
+    before = version(made)
+    await api.put("services", made | {"metadata": made["metadata"] | {"labels": {"x": "2"}}})
     await api.create("services", service("b"))
     await api.delete("services", "a")
     past = await api.list("services", resourceVersion=before, resourceVersionMatch="Exact")
     assert (names(past), version(past)) == (["a"], before)
+    assert past["items"][0]["metadata"]["labels"] == {"x": "1"}
     # With a limit and no match it is meant exactly too.
     assert names(await api.list("services", resourceVersion=before, limit=5)) == ["a"]
 
