@@ -1,6 +1,7 @@
 """The commands about results: ``run``, ``report``, ``compare``, ``baseline``, ``check``, ``micro``."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import subprocess
@@ -97,7 +98,7 @@ def run_command(
 
 
 @click.command("report")
-@click.argument("result_file", metavar="RESULT", type=_FILE)
+@click.argument("result_files", metavar="RESULT...", type=_FILE, nargs=-1, required=True)
 @click.option("--markdown", "markdown_file", type=_FILE, help="Write Markdown here.")
 @click.option("--html", "html_file", type=_FILE, help="Write one self-contained page here.")
 @click.option(
@@ -114,7 +115,7 @@ def run_command(
     " --plots it shows them too.",
 )
 def report_command(
-    result_file: Path,
+    result_files: tuple[Path, ...],
     markdown_file: Path | None,
     html_file: Path | None,
     plots_directory: Path | None,
@@ -122,12 +123,14 @@ def report_command(
 ) -> None:
     """Tables and plots of a result; Markdown on stdout if no file is asked for.
 
+    Of several results of one machine and profile, an experiment is taken from the last that has it.
+
     \b
     Example:
       python -m bench report result.json --html result.html
       python -m bench report result.json --into docs/performance.md --plots docs/performance
     """
-    result = results.load(result_file)
+    result = functools.reduce(results.combined, map(results.load, result_files))
     sections = content.sections(result)
     wanted: list[tuple[Path, str]] = []
     if markdown_file is not None:

@@ -31,6 +31,8 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Wall time it took."""
     failure: str = ""
     """Why it gave no values, or none of some contenders; empty: it gave all."""
+    run: str | msgspec.UnsetType = msgspec.UNSET
+    """Commit and time of the run it is of, where that is not the run of the result (:func:`combined`)."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +93,35 @@ def begin(scale: Scale, asked: Sequence[str]) -> Result:
             "observations": (),
         },
         Result,
+    )
+
+
+def combined(first: Result, later: Result) -> Result:
+    """``first``, with the experiments of ``later`` in place of its own.
+
+    InputError unless both are of one place and one profile: else the figures would not belong together.
+    """
+    if (first.same_place, first.scale) != (later.same_place, later.scale):
+        raise InputError(
+            "the results are of different machines, kernels, profiles or seeds; report each by itself"
+        )
+    names = {one.name for one in later.ran}
+    run = f"commit {later.commit}, {later.started} to {later.ended}, load average {later.load_average:.2f}"
+    replaced = {
+        one.name: msgspec.structs.replace(one, run=run if one.run is msgspec.UNSET else one.run)
+        for one in later.ran
+    }
+    return msgspec.structs.replace(
+        first,
+        asked=tuple(dict.fromkeys((*first.asked, *later.asked))),
+        ran=(
+            *(replaced.pop(one.name, one) for one in first.ran),
+            *replaced.values(),
+        ),
+        observations=(
+            *(each for each in first.observations if each.experiment not in names),
+            *later.observations,
+        ),
     )
 
 

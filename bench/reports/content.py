@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+import msgspec
+
 from bench import bars
 from bench.contenders import CONTENDERS
 from bench.observation import Parameter
@@ -120,6 +122,11 @@ def _machine(result: Result) -> Section:
         ("seed", str(scale.seed)),
         ("time", f"{result.started} to {result.ended}"),
         ("load average before", f"{result.load_average:.2f}"),
+        *(
+            (one.name, f"of another run: {one.run}")
+            for one in result.ran
+            if one.run is not msgspec.UNSET
+        ),
     ]
     return Section(
         name="machine",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench import result as results
@@ -111,3 +112,22 @@ def test_values_that_are_no_numbers_are_refused_at_once(value: float) -> None:
 def test_a_file_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         results.save(result(everything()), tmp_path / "none" / "result.json")
+
+
+def test_an_experiment_of_a_later_run_stands_in_place_of_the_first() -> None:
+    first = result(everything())
+    again = [each for each in everything() if each.experiment == "bulk"][:1]
+    bulk = next(one for one in first.ran if one.name == "bulk")
+    later = msgspec.structs.replace(
+        result(again), commit="beef", ran=(bulk,), observations=tuple(again)
+    )
+    both = results.combined(first, later)
+    assert [one.name for one in both.ran] == [one.name for one in first.ran]
+    assert [each for each in both.observations if each.experiment == "bulk"] == again
+    assert len(both.observations) == 1 + sum(
+        each.experiment != "bulk" for each in first.observations
+    )
+    assert [one.name for one in both.ran if one.run and "commit beef" in str(one.run)] == ["bulk"]
+    elsewhere = msgspec.structs.replace(later, kernel="Linux 1.0")
+    with pytest.raises(InputError, match="different machines"):
+        results.combined(first, elsewhere)
