@@ -16,7 +16,7 @@ from nfqproxy.worker.readers import BATCH, Answer, QueueReader
 
 log = logging.getLogger(__name__)
 
-_ROUNDS = 16
+_ROUNDS = 4
 """Batches taken in one turn of the event loop, so that routes and plans get theirs under load."""
 
 
@@ -45,17 +45,16 @@ class Engine:
         return self._path.installed
 
     def run_ready(self) -> bool:
-        """Handle what waits, at most some batches; True when the reader itself still holds packets,
-        which the queue's socket will not tell of.
-        """
+        """Handle what waits, at most some batches; True when more may wait."""
         for _ in range(_ROUNDS):
             packets = self._reader.read()
             if not packets:
                 return False
             self.handle(packets)
             if len(packets) < BATCH:
-                break  # no more waited; if more have come, the event loop tells
-        return self._reader.holds_packets
+                # No more waited in the queue's socket; if more have come, the event loop tells.
+                return self._reader.holds_packets
+        return True
 
     def handle(self, packets: Sequence[QueuedPacket]) -> None:
         """Decide, carry out and answer one batch."""

@@ -60,7 +60,8 @@ async def _run(link: socket.socket) -> int:
         # The supervisor was interrupted while it started us. The queue, if it is bound already, lets
         # everything pass, so that it may just be closed.
         return 0
-    # Off until the first plans are compiled: nothing of them goes again, and they are many.
+    # The packet path makes no reference cycles, and of the plans nothing goes again soon: the collector would
+    # only look for what is not there.
     gc.disable()
     stream, writer = await asyncio.open_connection(sock=link)
     worker = Worker(configure, reader, writer)
@@ -124,8 +125,6 @@ class Worker:
     async def serve(self, stream: asyncio.StreamReader) -> None:
         """Serve until Stop, or until the supervisor has gone."""
         loop = asyncio.get_running_loop()
-        # The packet path makes no reference cycles: the collector would only look for them.
-        gc.disable()
         loop.add_reader(self._routes.fileno(), self._on_routes)
         loop.add_reader(self._reader.fileno(), self._on_queue)
         while True:
@@ -184,7 +183,6 @@ class Worker:
         self._dataplane.put_affinity(message.affinities)
         if not self._is_open:
             # A long-lived table: keep the collector from walking it again and again.
-            # It stays off: the packet path makes no cycles.
             gc.freeze()
             self._reader.queue_socket.set_length(self._configure.queue_length)
             self._is_open = True

@@ -18,7 +18,7 @@ from nfqproxy.model import MarkMask
 from nfqproxy.wire import ctnetlink
 from nfqproxy.worker.data_paths import CtnetlinkPath, MarkPath
 from nfqproxy.worker.engine import Engine
-from nfqproxy.worker.readers import Answer
+from nfqproxy.worker.readers import BATCH, Answer
 from tests.unit.core.test_dataplane import make, marking, one_plan, syn
 from tests.unit.core.test_existing import entry as existing_entry
 
@@ -208,3 +208,15 @@ def test_a_late_packet_whose_entry_is_not_found_passes_with_others_bits(find: An
     assert reader.accepted == [1, 2, 3]
     assert reader.marked[1] == NEIGHBOURS & ~KEEP
     assert engine.counters() == ({"mend_errors": 1} if find else {})
+
+
+def test_under_load_the_event_loop_gets_its_turn_and_nothing_is_left() -> None:
+    batches = [[syn(port) for port in range(1, BATCH + 1)] for _ in range(5)]
+    reader = Verdicts(*batches, [syn(1)])
+    dataplane, conntrack = make(one_plan()), Scripted(*[[]] * 6)
+    path = CtnetlinkPath(dataplane, conntrack)  # type: ignore[arg-type]
+    engine = Engine(reader, dataplane, conntrack, path)  # type: ignore[arg-type]
+    assert engine.run_ready(), "full batches were read: more may wait"
+    assert BATCH < engine.packets < 5 * BATCH
+    assert not engine.run_ready()
+    assert engine.packets == 5 * BATCH + 1
